@@ -1,0 +1,1 @@
+"""A long-poll task server: the status request is held until the task changes."""

@@ -1,0 +1,81 @@
+"""The command line: `python -m server [serve|worker|migrate|certificate]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from server import config, logs, serving
+from server.errors import ServerError
+from server.storage.embedded import EmbeddedPostgres
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code. What goes wrong on purpose is one sentence, not a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        if options.command == "certificate":
+            return _make_certificate(options)
+        settings = config.load(_config_file(options.config), os.environ)
+        logs.configure(settings.logging)
+        with _postgres(settings) as (dsn, where):
+            return asyncio.run(_COMMANDS[options.command](settings, dsn, where))
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+_COMMANDS = {"serve": serving.serve, "worker": serving.work, "migrate": serving.migrate}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m server", description="A long-poll task server.")
+    parser.add_argument("--config", type=Path, help="the settings file; by default config.toml here, if there is one")
+    commands = parser.add_subparsers(dest="command")
+    parser.set_defaults(command="serve")
+    commands.add_parser("serve", help="run everything: Postgres if none is configured, migrations, web server, workers")
+    commands.add_parser("worker", help="run workers only; as many processes of them as you like")
+    commands.add_parser("migrate", help="bring the schema up to date, and stop")
+    certificate = commands.add_parser("certificate", help="make a self-signed certificate, to try https with")
+    certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
+    certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
+    return parser
+
+
+def _config_file(given: Path | None) -> Path | None:
+    if given is None and f"{config.PREFIX}CONFIG" in os.environ:
+        given = Path(os.environ[f"{config.PREFIX}CONFIG"])
+    default = Path("config.toml")
+    return given or (default if default.is_file() else None)
+
+
+@contextlib.contextmanager
+def _postgres(settings: config.Config) -> Iterator[tuple[str, str]]:
+    """Give the DSN and where its data lies: of the configured Postgres, or of the embedded one while the block runs."""
+    database = settings.database
+    if database.dsn:
+        yield database.dsn, "in the configured Postgres"
+        return
+    postgres_bin = Path(database.postgres_bin) if database.postgres_bin else None
+    # Before any thread is started: it ends with the thread that started it, and that is to be the main one.
+    with EmbeddedPostgres(Path(database.data_dir).absolute(), postgres_bin=postgres_bin) as embedded:
+        yield embedded.dsn, f"in {embedded.location.data}"
+
+
+def _make_certificate(options: argparse.Namespace) -> int:
+    from server.certificate import write_certificate  # noqa: PLC0415 - only this command needs the library
+
+    certificate, key = write_certificate(options.folder, options.names)
+    print(f"LONGPOLL_SERVER__TLS_CERTIFICATE={certificate}\nLONGPOLL_SERVER__TLS_KEY={key}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Builds the web application: the one place where things are made and joined."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import aiohttp_jinja2
+import aiohttp_session
+import jinja2
+from aiohttp import web
+
+from server import keys, logs, middlewares, resources
+from server.background import Background
+from server.clients import Clients
+from server.config import Config
+from server.cookies import CookieSessions
+from server.errors import ConfigurationError, DatabaseUnavailable
+from server.generation.procedural import ProceduralGenerator
+from server.generation.worker import Worker, worker_name
+from server.handlers.tasks import result_url
+from server.metrics import Metrics
+from server.routes import ROUTES
+from server.storage.database import Database
+from server.storage.images import FileImages
+from server.storage.listener import Listener
+from server.storage.sessions import Sessions
+from server.storage.tasks import BoardTasks, Cleaning, OwnTasks, WorkQueue
+from server.storage.users import Users
+from server.uploads import UPLOADS, Uploads
+from server.waiting.board import Board
+from server.waiting.polling import Polling
+from server.waiting.waiters import Waiters
+
+WORKERS: Final = web.AppKey("workers", list[Worker])
+_READY_SECONDS: Final = 15.0
+_CLEAN_EVERY_SECONDS: Final = 3600.0
+_KEEP_ORPHANS_SECONDS: Final = 3600.0
+
+
+def build_app(config: Config, dsn: str) -> web.Application:
+    """Return the application of one process that speaks to this Postgres. Nothing is opened before it starts."""
+    metrics = Metrics()
+    clients = Clients(config.server.trusted_proxies, config.server.public_url)
+    database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
+    sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
+    app = web.Application(
+        middlewares=[
+            middlewares.observe(metrics, config.logging),
+            middlewares.guard(clients, config.limits),
+            aiohttp_session.session_middleware(CookieSessions(sessions, secure=is_https(config))),
+        ],
+        client_max_size=64 * 1024,
+    )
+    app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
+    app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
+    app[keys.IMAGES] = FileImages.below(config.database.data_dir)
+    app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
+    app.add_routes(ROUTES)
+    _add_templates(app)
+    _add_waiting(app, dsn)
+    app.cleanup_ctx.append(_run)
+    app.on_shutdown.append(_release_waiters)
+    return app
+
+
+def is_https(config: Config) -> bool:
+    """Whether browsers reach this site by https: natively, or by a proxy in front."""
+    return bool(config.server.tls_certificate) or config.server.public_url.startswith("https://")
+
+
+def make_workers(config: Config, database: Database, images: FileImages, metrics: Metrics) -> list[Worker]:
+    """Return the workers of this process, each with a name of its own."""
+    settings = config.generation
+    executor = ThreadPoolExecutor(max(settings.workers, 1), thread_name_prefix="generator")
+    generator = ProceduralGenerator(settings.step_seconds, executor)
+    return [
+        Worker(
+            WorkQueue(
+                database, worker_name(), lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
+            ),
+            generator,
+            images,
+            settings,
+            metrics,
+            result_url=result_url,
+        )
+        for _ in range(settings.workers)
+    ]
+
+
+def _add_waiting(app: web.Application, dsn: str) -> None:
+    config, metrics, database, sessions = (
+        app[keys.CONFIG],
+        app[keys.METRICS],
+        app[keys.DATABASE],
+        app[keys.SESSIONS],
+    )
+    tasks, polling = BoardTasks(database), config.polling
+    workers = make_workers(config, database, app[keys.IMAGES], metrics)
+    waiters = Waiters(max_held=polling.max_held, max_held_per_user=polling.max_held_per_user)
+    board = Board(
+        read=tasks.read,
+        read_versions=tasks.read_versions,
+        barrier=lambda: listener.barrier(),
+        sweep_seconds=polling.sweep_seconds,
+        linger_seconds=polling.linger_seconds,
+        metrics=metrics,
+    )
+
+    def restored() -> None:
+        board.restored()
+        sessions.restored()
+        _wake(workers)
+
+    def lost() -> None:
+        board.lost()
+        sessions.lost()
+
+    listener = Listener(
+        config.database.listen_dsn or dsn,
+        database,
+        {
+            "generation_changed": board.notice,
+            "generation_created": lambda _payload: _wake(workers),
+            "session_revoked": sessions.forget,
+        },
+        restored=restored,
+        lost=lost,
+        heartbeat_seconds=config.database.heartbeat_seconds,
+        timeout=config.database.timeout_seconds,
+        metrics=metrics,
+    )
+    app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
+    app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
+    app[WORKERS] = workers
+    metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
+    metrics.gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
+    metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
+    metrics.gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
+    metrics.gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
+
+
+def _wake(workers: list[Worker]) -> None:
+    for worker in workers:
+        worker.wake()
+
+
+async def _run(app: web.Application) -> AsyncIterator[None]:
+    """Open what the handlers use, in this order, and close it in the other."""
+    config, database, background = app[keys.CONFIG], app[keys.DATABASE], app[keys.BACKGROUND]
+    try:
+        await database.open()
+        await database.check_role()
+        await app[keys.USERS].open()
+        background.start("listener", app[keys.LISTENER].run())
+        background.start("board", app[keys.BOARD].run())
+        await wait_until_heard(app[keys.LISTENER])
+        background.start("metrics", log_metrics(app[keys.METRICS], config.logging.snapshot_seconds))
+        background.start("cleaning", _clean_now_and_then(Cleaning(database), app[keys.IMAGES]))
+        for number, worker in enumerate(app[WORKERS], 1):
+            background.start(f"worker {number}", worker.run())
+        yield
+    finally:
+        await background.close()
+        app[keys.USERS].close()
+        app[UPLOADS].close()
+        await database.close()
+
+
+async def wait_until_heard(listener: Listener) -> None:
+    """Return as soon as a notification that we sent ourselves has come back.
+
+    Raises:
+        ConfigurationError: it never came.
+    """
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            await listener.until_healthy()
+    except TimeoutError:
+        raise ConfigurationError(
+            f"LISTEN doesn't work: a notification sent by this server did not come back within {_READY_SECONDS:g} s."
+            " A transaction pooler (PgBouncer, Supavisor) drops LISTEN:"
+            " give database.listen_dsn a direct or session-mode connection"
+        ) from None
+
+
+async def _release_waiters(app: web.Application) -> None:
+    # Without this, stopping takes as long as the longest hold.
+    app[keys.WAITERS].drain(0)
+
+
+async def log_metrics(metrics: Metrics, every_seconds: float) -> None:
+    """Log all plain figures now and then, for those who read logs rather than graphs."""
+    while True:
+        await asyncio.sleep(every_seconds)
+        logs.log.info(logs.METRICS_SNAPSHOT, **metrics.summary())
+
+
+async def _clean_now_and_then(cleaning: Cleaning, images: FileImages) -> None:
+    while True:
+        try:
+            await cleaning.clean()
+            deleted = await images.sweep(cleaning.existing, older_than_seconds=_KEEP_ORPHANS_SECONDS)
+            logs.log.info(logs.FILES_CLEANED, deleted=deleted)
+        except DatabaseUnavailable as error:
+            logs.log.warning(logs.QUERY_FAILED, query="cleaning", error=str(error))
+        await asyncio.sleep(_CLEAN_EVERY_SECONDS)
+
+
+def _add_templates(app: web.Application) -> None:
+    version = _static_version()
+
+    async def common(request: web.Request) -> dict[str, object]:
+        trace = request.get(keys.TRACE)
+        return {
+            "static_version": version,
+            "request_id": trace.request_id if trace else "",
+            "user": trace.user if trace else None,
+        }
+
+    aiohttp_jinja2.setup(
+        app,
+        loader=jinja2.FileSystemLoader(resources.folder("templates")),
+        context_processors=[common],
+        autoescape=True,
+        enable_async=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def _static_version() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(resources.folder("static").iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def server_logger(metrics: Metrics) -> logging.Logger:
+    """Return the logger for aiohttp's protocol: a malformed request is counted and sampled, never a traceback."""
+    logger = logging.Logger("aiohttp.server", logging.WARNING)
+    logger.addHandler(logs.MalformedRequests(metrics.malformed_requests.inc))
+    return logger

@@ -1,0 +1,72 @@
+"""Who is at the other end: its address, its scheme, and whether its page is one of ours."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class Clients:
+    """Reads what proxies say about a client, and believes only those that were named as trusted."""
+
+    def __init__(self, trusted_proxies: Sequence[str], public_url: str) -> None:
+        """Trust these networks, such as ``10.0.0.0/8`` or ``127.0.0.1``. `public_url` is the site's own origin, or empty."""
+        self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted_proxies]
+        self._origin = _origin(public_url)
+
+    def address(self, request: web.BaseRequest) -> str:
+        """Return the client's address: the peer's, or what the nearest trusted proxy has added."""
+        peer = request.remote or "unix"
+        if not self._is_trusted(peer):
+            return peer
+        # From the right: each trusted proxy appended the peer that it saw; further left stands what clients claim.
+        for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
+            address = hop.strip()
+            if address and not self._is_trusted(address):
+                return address
+        return peer
+
+    def is_same_origin(self, request: web.BaseRequest) -> bool:
+        """Whether a request that changes something comes from a page of ours, or from no page at all."""
+        if request.method in _SAFE_METHODS:
+            return True
+        site = request.headers.get("Sec-Fetch-Site")
+        if site is not None:
+            return site in {"same-origin", "none"}
+        origin = request.headers.get("Origin")
+        if origin is None:
+            return True  # not a browser: nobody else's cookies are at stake
+        return _origin(origin) == (self._origin or self._origin_of(request))
+
+    def _origin_of(self, request: web.BaseRequest) -> str:
+        scheme, host = request.scheme, request.host
+        if self._is_trusted(request.remote or ""):
+            scheme = request.headers.get("X-Forwarded-Proto", scheme)
+            host = request.headers.get("X-Forwarded-Host", host)
+        return _origin(f"{scheme}://{host}")
+
+    def _is_trusted(self, address: str) -> bool:
+        if not self._trusted:
+            return False
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(parsed in network for network in self._trusted)
+
+
+def _origin(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "null"
+    if not parts.hostname:
+        return ""
+    default = {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{parts.hostname}:{port or default}"

@@ -1,0 +1,239 @@
+"""Every setting: its name, default, unit and bounds.
+
+A file sets ``[section] key``; the environment variable ``LONGPOLL_<SECTION>__<KEY>`` wins over it.
+An unknown name or an impossible value stops the start: a typo must never become a setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server.errors import ConfigurationError
+
+PREFIX = "LONGPOLL_"
+
+
+def _number(default: float, low: float, high: float) -> Any:
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def _choice(default: str, *choices: str) -> Any:
+    return field(default=default, metadata={"choices": choices})
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the server listens, and how it stops."""
+
+    host: str = "127.0.0.1"
+    port: int = _number(8080, 0, 65535)
+    reuse_port: bool = False
+    public_url: str = ""
+    tls_certificate: str = ""
+    tls_key: str = ""
+    trusted_proxies: tuple[str, ...] = ()
+    drain_seconds: float = _number(2.0, 0.0, 300.0)
+    receive_seconds: float = _number(30.0, 0.1, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """Which Postgres, and how it is spoken to. No DSN: the embedded one."""
+
+    dsn: str = ""
+    admin_dsn: str = ""
+    listen_dsn: str = ""
+    data_dir: str = ".data"
+    postgres_bin: str = ""
+    pool_size: int = _number(8, 1, 1000)
+    timeout_seconds: float = _number(5.0, 0.1, 300.0)
+    heartbeat_seconds: float = _number(2.0, 0.05, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Polling:
+    """How long a poll is held, how many may be, and how a missed wake-up is repaired."""
+
+    hold_seconds: float = _number(30.0, 0.1, 600.0)
+    jitter_seconds: float = _number(1.0, 0.0, 60.0)
+    sweep_seconds: float = _number(5.0, 0.05, 300.0)
+    linger_seconds: float = _number(60.0, 0.0, 3600.0)
+    max_held: int = _number(18_000, 1, 1_000_000)
+    max_held_per_user: int = _number(32, 1, 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """How long a login lasts, and how many are kept in memory."""
+
+    days: float = _number(14.0, 0.001, 365.0)
+    cache_size: int = _number(100_000, 1, 10_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How often one address or one user may ask, in the notation of the `limits` library."""
+
+    enabled: bool = True
+    login: str = "10 per minute"
+    register: str = "10 per hour"
+    create: str = "30 per minute"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Who makes the pictures, and what happens when a worker is lost."""
+
+    workers: int = _number(1, 0, 64)
+    generator: str = _choice("procedural", "procedural")
+    step_seconds: float = _number(1.0, 0.0, 60.0)
+    lease_seconds: float = _number(15.0, 0.2, 3600.0)
+    max_attempts: int = _number(3, 1, 100)
+    retry_seconds: float = _number(2.0, 0.0, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Logging:
+    """What is logged, and how it looks. `auto`: colours on a terminal, JSON elsewhere."""
+
+    level: str = _choice("info", "debug", "info", "warning", "error")
+    format: str = _choice("auto", "auto", "console", "json")
+    timeout_sample: float = _number(0.05, 0.0, 1.0)
+    snapshot_seconds: float = _number(30.0, 0.1, 3600.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of one process."""
+
+    server: Server = field(default_factory=Server)
+    database: Database = field(default_factory=Database)
+    polling: Polling = field(default_factory=Polling)
+    sessions: Sessions = field(default_factory=Sessions)
+    limits: Limits = field(default_factory=Limits)
+    generation: Generation = field(default_factory=Generation)
+    logging: Logging = field(default_factory=Logging)
+
+    def replace(self, **sections: Mapping[str, object]) -> Config:
+        """Return a copy in which the named keys of the named sections differ."""
+        changed = {
+            name: dataclasses.replace(getattr(self, name), **values)  # type: ignore[arg-type]
+            for name, values in sections.items()
+        }
+        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
+
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Config:
+    """Read the settings from a TOML file, if one is given, and from the environment.
+
+    Raises:
+        ConfigurationError: a name is unknown, or a value has the wrong type or is out of bounds.
+    """
+    given: dict[str, dict[str, object]] = {}
+    if path is not None:
+        given = _read_file(path)
+    for name, text in environment.items():
+        if name.startswith(PREFIX) and name != f"{PREFIX}CONFIG":
+            section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+            given.setdefault(section, {})[key] = text
+    sections = {section.name: section for section in dataclasses.fields(Config)}
+    for name in given:
+        _check_name(name, sections, "section")
+    config = Config(**{name: _section(name, kind.default_factory, given.get(name, {})) for name, kind in sections.items()})
+    _check_together(config)
+    return config
+
+
+def _read_file(path: Path) -> dict[str, dict[str, object]]:
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read: {error}") from error
+    for name, section in content.items():
+        if not isinstance(section, dict):
+            raise ConfigurationError(f"{path}: {name!r} stands outside any section; it belongs below a line like [server]")
+    return content
+
+
+def _section(name: str, kind: Any, given: Mapping[str, object]) -> Any:
+    fields = {each.name: each for each in dataclasses.fields(kind)}
+    for key in given:
+        _check_name(key, fields, f"key in [{name}]:")
+    return kind(**{key: _value(f"{name}.{key}", fields[key], value) for key, value in given.items()})
+
+
+def _check_name(name: str, known: Iterable[str], what: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are: {', '.join(sorted(known))}"
+        raise ConfigurationError(f"unknown {what} {name!r}; {hint}")
+
+
+def _value(name: str, expected: dataclasses.Field[Any], given: object) -> object:
+    convert = {"str": _text, "int": _integer, "float": _float, "bool": _boolean, "tuple[str, ...]": _list}
+    value = convert[str(expected.type)](name, given)
+    bounds = expected.metadata
+    if "choices" in bounds and value not in bounds["choices"]:
+        raise ConfigurationError(f"{name} is {value!r}; it must be one of: {', '.join(bounds['choices'])}")
+    if "low" in bounds and not bounds["low"] <= value <= bounds["high"]:
+        raise ConfigurationError(f"{name} is {value}; it must be between {bounds['low']} and {bounds['high']}")
+    return value
+
+
+def _text(name: str, given: object) -> str:
+    if not isinstance(given, str):
+        raise ConfigurationError(f"{name} is {given!r}; it must be a text in quotes")
+    return given
+
+
+def _integer(name: str, given: object) -> int:
+    try:
+        if isinstance(given, bool) or isinstance(given, float):
+            raise ValueError
+        return int(given)  # type: ignore[call-overload, no-any-return]
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name} is {given!r}; it must be a whole number") from None
+
+
+def _float(name: str, given: object) -> float:
+    try:
+        if isinstance(given, bool):
+            raise ValueError
+        value = float(given)  # type: ignore[arg-type]
+        if not math.isfinite(value):
+            raise ValueError
+    except (TypeError, ValueError):
+        raise ConfigurationError(f"{name} is {given!r}; it must be a number") from None
+    return value
+
+
+def _boolean(name: str, given: object) -> bool:
+    words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+    if isinstance(given, bool):
+        return given
+    if isinstance(given, str) and given.lower() in words:
+        return words[given.lower()]
+    raise ConfigurationError(f"{name} is {given!r}; it must be true or false")
+
+
+def _list(name: str, given: object) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return tuple(item.strip() for item in given.split(",") if item.strip())
+    if isinstance(given, list) and all(isinstance(item, str) for item in given):
+        return tuple(given)
+    raise ConfigurationError(f"{name} is {given!r}; it must be a list of texts")
+
+
+def _check_together(config: Config) -> None:
+    server = config.server
+    if bool(server.tls_certificate) != bool(server.tls_key):
+        raise ConfigurationError("server.tls_certificate and server.tls_key belong together: set both or neither")
+    if server.public_url and not server.public_url.startswith(("http://", "https://")):
+        raise ConfigurationError(f"server.public_url is {server.public_url!r}; it must begin with http:// or https://")

@@ -1,0 +1,196 @@
+"""Every error this project raises on purpose.
+
+    ServerError
+    ├── ConfigurationError        a setting is wrong: the start is refused
+    ├── StorageError
+    │   ├── DatabaseUnavailable   Postgres can't be reached, or didn't answer in time
+    │   ├── ConstraintViolated    a statement would break a rule of the schema
+    │   ├── MigrationError        the schema can't be brought up to date
+    │   └── EmbeddedPostgresError the embedded server can't be started
+    ├── GenerationError           a generator couldn't make the picture
+    │   ├── GenerationCanceled    its owner asked it to stop
+    │   └── LeaseLost             another worker has taken the task over
+    └── Problem                   what a client is told, as application/problem+json
+        └── BadRequest, NotSignedIn, TaskNotFound, …
+"""
+
+from __future__ import annotations
+
+
+class ServerError(Exception):
+    """The root of every error raised on purpose."""
+
+
+class ConfigurationError(ServerError):
+    """A setting is unknown or has a value that can't be used."""
+
+
+class StorageError(ServerError):
+    """Something kept in Postgres or in a file couldn't be read or written."""
+
+
+class DatabaseUnavailable(StorageError):
+    """Postgres can't be reached, or didn't answer in time. Trying later may help."""
+
+
+class ConstraintViolated(StorageError):
+    """A statement was refused because it would break a rule of the schema.
+
+    Attributes:
+        constraint: the name of the broken constraint, empty when a trigger refused.
+    """
+
+    def __init__(self, message: str, constraint: str = "") -> None:
+        super().__init__(message)
+        self.constraint = constraint
+
+
+class MigrationError(StorageError):
+    """The schema can't be brought up to date, or was changed behind our back."""
+
+
+class EmbeddedPostgresError(StorageError):
+    """The embedded Postgres can't be installed, started or stopped."""
+
+
+class GenerationError(ServerError):
+    """A generator couldn't make the picture. Its message is shown to the task's owner.
+
+    Attributes:
+        retryable: whether another attempt may succeed.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = True) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class GenerationCanceled(GenerationError):
+    """The task's owner asked for it to be canceled."""
+
+    def __init__(self) -> None:
+        super().__init__("Canceled", retryable=False)
+
+
+class LeaseLost(GenerationError):
+    """Another worker has taken the task over: nothing more may be written for it."""
+
+    def __init__(self) -> None:
+        super().__init__("The lease was lost", retryable=False)
+
+
+class Problem(ServerError):
+    """What a client is told when its request can't be served (RFC 9457).
+
+    Attributes:
+        status: the HTTP status code.
+        code: a short name that programs may compare.
+        title: one sentence that is always the same for this code.
+        detail: what was wrong with this very request, and what would be right.
+        retry_after: seconds after which another try makes sense, or None.
+    """
+
+    status: int = 500
+    code: str = "internal_server_error"
+    title: str = "Internal server error"
+
+    def __init__(self, detail: str | None = None, *, retry_after: float | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class BadRequest(Problem):
+    """A parameter or the body is not as the contract says."""
+
+    status, code, title = 400, "bad_request", "Bad request"
+
+
+class TaskIdRequired(Problem):
+    """The status of no task in particular was asked for."""
+
+    status, code, title = 400, "task_id_required", "Task ID is required"
+
+
+class NotSignedIn(Problem):
+    """The request carries neither a live session nor a valid token."""
+
+    status, code, title = 401, "not_signed_in", "Not signed in"
+
+
+class WrongCredentials(Problem):
+    """The address is unknown or the password is wrong; which of them is not told."""
+
+    status, code, title = 401, "wrong_credentials", "Wrong email address or password"
+
+
+class CrossOrigin(Problem):
+    """A page of another site tried to change something here."""
+
+    status, code, title = 403, "cross_origin", "Cross-origin request refused"
+
+
+class NotFound(Problem):
+    """No such URL."""
+
+    status, code, title = 404, "not_found", "Not found"
+
+
+class TaskNotFound(Problem):
+    """The task doesn't exist, or isn't the caller's: the reply is the same."""
+
+    status, code, title = 404, "task_not_found", "Task not found"
+
+
+class MethodNotAllowed(Problem):
+    """The URL exists, but not for this method."""
+
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class AddressTaken(Problem):
+    """There is an account with this email address already."""
+
+    status, code, title = 409, "address_taken", "This email address is already registered"
+
+
+class TaskDeleted(Problem):
+    """The task was deleted while its status was awaited."""
+
+    status, code, title = 410, "task_deleted", "Task deleted"
+
+
+class PayloadTooLarge(Problem):
+    """The body is larger than this server accepts."""
+
+    status, code, title = 413, "payload_too_large", "Payload too large"
+
+
+class UnsupportedMedia(Problem):
+    """The body, or the image in it, is of a kind that isn't accepted."""
+
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
+class IdempotencyMismatch(Problem):
+    """The idempotency key was used before, for a request with another body."""
+
+    status, code, title = 422, "idempotency_mismatch", "Idempotency key used with another request"
+
+
+class ImageRejected(Problem):
+    """The uploaded image can't be used."""
+
+    status, code, title = 422, "image_rejected", "Image rejected"
+
+
+class TooManyRequests(Problem):
+    """The caller is over a limit."""
+
+    status, code, title = 429, "too_many_requests", "Too many requests"
+
+
+class Unavailable(Problem):
+    """The server can't do this just now."""
+
+    status, code, title = 503, "unavailable", "Service unavailable"

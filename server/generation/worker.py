@@ -1,0 +1,233 @@
+"""Workers: they claim tasks, have a generator make the picture, and write down how far it is.
+
+At least once, with a fence: a worker holds a task by a lease that it keeps renewing. One that is killed or frozen
+loses it, another takes the task over, and whatever the first one writes later is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from server import logs
+from server.config import Generation
+from server.errors import GenerationCanceled, GenerationError, LeaseLost, StorageError
+from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step
+from server.metrics import Metrics
+from server.storage.images import ImageStore
+from server.storage.tasks import Claim, WorkQueue
+
+# A lost notification of a new task is made up for after so long.
+_LONGEST_SLEEP_SECONDS: Final = 5.0
+# Progress is written at most this often for each task; each write is a commit with a notification.
+_REPORT_SECONDS: Final = 1.0
+_UNREACHABLE_PAUSE_SECONDS: Final = 1.0
+
+
+def worker_name() -> str:
+    """Return a name that no other worker has."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def result_name(task_id: str, attempt: int) -> str:
+    """Return the name under which the picture of an attempt is stored: a stale worker can't overwrite a newer one."""
+    return f"{task_id}.{attempt}.png"
+
+
+def reference_name(task_id: str) -> str:
+    """Return the name under which the reference image of a task is stored."""
+    return f"{task_id}.reference.png"
+
+
+class Worker:
+    """Does one task at a time. `wake` tells it that there may be one."""
+
+    def __init__(
+        self,
+        queue: WorkQueue,
+        generator: Generator,
+        images: ImageStore,
+        settings: Generation,
+        metrics: Metrics,
+        *,
+        result_url: Callable[[str], str],
+    ) -> None:
+        """Use these; `result_url` says where the picture of a task can be had."""
+        self._queue = queue
+        self._generator = generator
+        self._images = images
+        self._settings = settings
+        self._metrics = metrics
+        self._result_url = result_url
+        self._awake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Look for work now."""
+        self._awake.set()
+
+    async def run(self) -> None:
+        """Work for ever. Canceled, it gives the task in hand back before it ends."""
+        logs.log.info(logs.WORKER_STARTED)
+        try:
+            while True:
+                try:
+                    await self._rest_if_idle(worked=await self._work_once())
+                except StorageError as error:
+                    logs.log.warning(logs.WORKER_FAILED, error=str(error))
+                    await asyncio.sleep(_UNREACHABLE_PAUSE_SECONDS)
+        finally:
+            logs.log.info(logs.WORKER_STOPPED)
+
+    async def _rest_if_idle(self, *, worked: bool) -> None:
+        if worked:
+            return
+        due = await self._queue.next_due()
+        pause = _LONGEST_SLEEP_SECONDS if due is None else min(max(due, 0.05), _LONGEST_SLEEP_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._awake.wait()
+
+    async def _work_once(self) -> bool:
+        self._awake.clear()  # ours alone; a notification from here on makes us look once more
+        for task_id, status in (await self._queue.rescue()).items():
+            logs.log.warning(logs.TASK_RESCUED, task_id=task_id, status=status)
+        claim = await self._queue.claim()
+        if claim is None:
+            return False
+        logs.log.info(logs.TASK_CLAIMED, task_id=claim.task_id, attempt=claim.attempt)
+        started = time.monotonic()
+        outcome = await self._do(claim)
+        seconds = time.monotonic() - started
+        self._metrics.task_processing_seconds.labels(outcome).observe(seconds)
+        logs.log.info(
+            logs.TASK_FINISHED, task_id=claim.task_id, attempt=claim.attempt, outcome=outcome, took_ms=round(seconds * 1000)
+        )
+        return True
+
+    async def _do(self, claim: Claim) -> str:
+        """Make the picture of a claimed task and write its end; returns how it ended."""
+        try:
+            return await self._try(claim)
+        except LeaseLost:
+            self._metrics.leases_lost.inc()
+            logs.log.warning(logs.LEASE_LOST, task_id=claim.task_id, attempt=claim.attempt)
+            return "lost"
+        except asyncio.CancelledError:
+            with contextlib.suppress(StorageError, LeaseLost):
+                await self._queue.release(claim)
+                logs.log.info(logs.TASK_RELEASED, task_id=claim.task_id)
+            raise
+
+    async def _try(self, claim: Claim) -> str:
+        try:
+            picture = await self._generate(claim)
+            await self._images.put(result_name(claim.task_id, claim.attempt), picture.content)
+            await self._queue.complete(claim, self._result_url(claim.task_id))
+        except GenerationCanceled:
+            await self._queue.stop(claim)
+            return "canceled"
+        except (LeaseLost, StorageError):
+            raise
+        except GenerationError as error:
+            return await self._retry_or_fail(claim, str(error), retryable=error.retryable)
+        except Exception as error:  # noqa: BLE001 - a generator's fault ends its task, not the worker
+            logs.log.error(logs.GENERATOR_CRASHED, task_id=claim.task_id, exc_info=error)
+            return await self._retry_or_fail(claim, "The generator failed unexpectedly", retryable=True)
+        return "completed"
+
+    async def _retry_or_fail(self, claim: Claim, message: str, *, retryable: bool) -> str:
+        if not retryable or claim.attempt >= self._settings.max_attempts:
+            await self._queue.fail(claim, message)
+            return "failed"
+        delay = self._settings.retry_seconds * 2 ** (claim.attempt - 1)
+        await self._queue.retry(claim, f"{message.rstrip('.')}. Trying again.", delay)
+        self._metrics.task_retries.inc()
+        logs.log.info(logs.TASK_RETRIED, task_id=claim.task_id, attempt=claim.attempt, delay_seconds=delay)
+        return "retried"
+
+    async def _generate(self, claim: Claim) -> Picture:
+        request = GenerationRequest(
+            task_id=claim.task_id,
+            type=claim.type,
+            prompt=claim.prompt,
+            seed=claim.seed,
+            size=SIZES[claim.size],
+            reference=await self._reference(claim),
+        )
+        async with _Lease(self._queue, claim, self._settings.lease_seconds / 3) as lease:
+            async with contextlib.aclosing(self._generator.generate(request)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Picture):
+                        return piece
+                    lease.report(piece)
+        raise GenerationError("The generator ended without a picture")
+
+    async def _reference(self, claim: Claim) -> bytes | None:
+        if not claim.has_reference:
+            return None
+        content = await self._images.get(reference_name(claim.task_id))
+        if content is None:
+            raise GenerationError("The reference image is gone", retryable=False)
+        return content
+
+
+class _Lease:
+    """Keeps a claimed task beside the work: renews the lease, writes progress, and learns when to stop."""
+
+    def __init__(self, queue: WorkQueue, claim: Claim, renew_seconds: float) -> None:
+        self._queue = queue
+        self._claim = claim
+        self._renew_seconds = renew_seconds
+        self._step: Step | None = None
+        self._news = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self._ended: GenerationError | None = None
+
+    async def __aenter__(self) -> _Lease:
+        self._keeping = asyncio.create_task(self._keep(), name="lease")
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        assert self._keeping is not None
+        self._keeping.cancel()
+        await asyncio.gather(self._keeping, return_exceptions=True)
+
+    def report(self, step: Step) -> None:
+        """Have a step written soon; of several within a second, the last.
+
+        Raises:
+            GenerationCanceled: the owner wants the task to stop.
+            LeaseLost: it is another worker's now.
+        """
+        if self._ended is not None:
+            raise self._ended
+        if step.progress > 0:  # the claim has told of the beginning
+            self._step = step
+            self._news.set()
+
+    async def _keep(self) -> None:
+        while self._ended is None:
+            await asyncio.sleep(min(_REPORT_SECONDS, self._renew_seconds))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._renew_seconds):
+                    await self._news.wait()
+            self._news.clear()  # ours alone
+            try:
+                if await self._write():
+                    self._ended = GenerationCanceled()
+            except LeaseLost as error:
+                self._ended = error
+            except StorageError:
+                continue  # logged where it was raised; the next try comes before the lease runs out
+
+    async def _write(self) -> bool:
+        step, self._step = self._step, None
+        if step is None:
+            return await self._queue.renew(self._claim)
+        return await self._queue.report(self._claim, step.progress, step.stage, step.message)

@@ -1,0 +1,1 @@
+"""HTTP in, HTTP out: one module for each group of URLs."""

@@ -1,0 +1,134 @@
+"""Accounts: register, log in, log out, and bearer tokens for scripts. Forms and JSON alike."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp_jinja2
+from aiohttp import web
+from aiohttp_session import get_session, new_session
+
+from server import logs
+from server.cookies import EMAIL, USER_ID
+from server.errors import BadRequest, NotFound, Problem
+from server.handlers import parameters
+from server.identity import signed_in_user
+from server.keys import SESSIONS, TRACE, USERS
+from server.replies import json_reply, wants_page
+from server.storage.sessions import Token
+from server.storage.users import User
+
+MIN_PASSWORD: Final = 8
+_MAX_PASSWORD: Final = 1024
+_MAX_EMAIL: Final = 254
+_EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f.]+\Z")
+_FIELDS: Final = frozenset({"email", "password", "next"})
+
+
+async def register(request: web.Request) -> web.Response:
+    """Make an account and log in."""
+    return await _enter(request, "register.html", registering=True)
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """Begin a session. Its secret is a new one, whatever cookie came along."""
+    return await _enter(request, "login.html", registering=False)
+
+
+async def log_out(request: web.Request) -> web.Response:
+    """End the session, in every process at once."""
+    session = await get_session(request)
+    session.invalidate()
+    if wants_page(request):
+        return web.Response(status=303, headers={"Location": "/login"})
+    return web.Response(status=204)
+
+
+async def _enter(request: web.Request, template: str, *, registering: bool) -> web.Response:
+    fields = await _read_fields(request)
+    email, target = fields.get("email", "").strip(), safe_target(fields.get("next"))
+    try:
+        user = await _authenticate(request, email, fields.get("password", ""), registering=registering)
+    except Problem as problem:
+        if not registering:
+            logs.log.warning(logs.LOGIN_REFUSED, request_id=request[TRACE].request_id, code=problem.code)
+        if not wants_page(request):
+            raise
+        context = {"error": problem.detail or problem.title, "email": email, "next": target}
+        return await aiohttp_jinja2.render_template_async(template, request, context, status=problem.status)
+    request[TRACE].user = user
+    session = await new_session(request)
+    session[USER_ID], session[EMAIL] = user.user_id, user.email
+    logs.log.info(logs.ACCOUNT_REGISTERED if registering else logs.LOGIN_SUCCEEDED, user_id=user.user_id)
+    if wants_page(request):
+        return web.Response(status=303, headers={"Location": target})
+    return json_reply({"user": {"id": user.user_id, "email": user.email}}, status=201 if registering else 200)
+
+
+async def _authenticate(request: web.Request, email: str, password: str, *, registering: bool) -> User:
+    if len(email) > _MAX_EMAIL or not _EMAIL.match(email):
+        raise BadRequest("email must be an address such as name@example.org.")
+    if len(password) > _MAX_PASSWORD or "\0" in password:
+        raise BadRequest(f"password may have at most {_MAX_PASSWORD} characters.")
+    if not registering:
+        return await request.app[USERS].log_in(email, password)
+    if len(password) < MIN_PASSWORD:
+        raise BadRequest(f"password must have at least {MIN_PASSWORD} characters.")
+    return await request.app[USERS].register(email, password)
+
+
+async def _read_fields(request: web.Request) -> dict[str, str]:
+    parameters.require_media_type(request, "application/json", "application/x-www-form-urlencoded")
+    if request.content_type == "application/json":
+        given = await parameters.json_object(request, known=_FIELDS)
+    else:
+        form = await parameters.read_within(request, request.post())
+        parameters.refuse_unknown(set(form), _FIELDS)
+        given = dict(form)
+    if not all(isinstance(value, str) for value in given.values()):
+        raise BadRequest("email, password and next must be texts.")
+    return {name: str(value) for name, value in given.items()}
+
+
+def safe_target(target: str | None) -> str:
+    r"""Return where to go after the login: a path of this site; anything else (``//evil``, ``/\evil``) becomes ``/``."""
+    if not target or not target.startswith("/") or target[1:2] in {"/", "\\"}:
+        return "/"
+    if any(ord(character) < 32 or character == "\\" for character in target):
+        return "/"
+    parts = urlsplit(target)
+    return target if not parts.scheme and not parts.netloc else "/"
+
+
+# Bearer tokens -------------------------------------------------------------------------------------------------------
+
+
+async def create_token(request: web.Request) -> web.Response:
+    """Make a token; its secret is in this reply and nowhere else."""
+    user = await signed_in_user(request)
+    body = await parameters.json_object(request, known=frozenset({"name"}))
+    name = body.get("name", "script")
+    if not isinstance(name, str) or not 1 <= len(name.strip()) <= 100 or "\0" in name:
+        raise BadRequest("name must be a text of 1 to 100 characters.")
+    secret, token = await request.app[SESSIONS].create_token(user, name.strip())
+    return json_reply({"token": secret, **_describe(token)}, status=201)
+
+
+async def list_tokens(request: web.Request) -> web.Response:
+    """List the user's tokens, without their secrets."""
+    user = await signed_in_user(request)
+    return json_reply({"items": [_describe(token) for token in await request.app[SESSIONS].list_tokens(user)]})
+
+
+async def revoke_token(request: web.Request) -> web.Response:
+    """End a token."""
+    user = await signed_in_user(request)
+    if not await request.app[SESSIONS].revoke_token(user, request.match_info["token_id"]):
+        raise NotFound("You have no such token.")
+    return web.Response(status=204)
+
+
+def _describe(token: Token) -> dict[str, object]:
+    return {"id": token.id, "name": token.name, "createdAt": token.created_at}

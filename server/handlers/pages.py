@@ -1,0 +1,84 @@
+"""The pages a person sees."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import aiohttp_jinja2
+from aiohttp import web
+
+from server.errors import NotSignedIn, TaskNotFound
+from server.generation.generator import DEFAULT_SIZE, SIZES
+from server.handlers import parameters
+from server.handlers.login import safe_target
+from server.handlers.tasks import MAX_PROMPT, read_page
+from server.identity import find_user, signed_in_user
+from server.keys import CONFIG, POLLING
+from server.waiting.polling import Question
+
+_CLIENT_MARGIN_SECONDS: Final = 15
+_BUDGET_SECONDS: Final = 600
+
+
+async def generate(request: web.Request) -> web.Response:
+    """Show the form, and the cards of what is being made."""
+    return await _page(
+        request, "generate.html", sizes=list(SIZES), default_size=DEFAULT_SIZE, max_prompt=MAX_PROMPT
+    )
+
+
+async def history(request: web.Request) -> web.Response:
+    """Show what the user has had made, a page at a time."""
+    user = await signed_in_user(request)
+    tasks, cursor = await read_page(request, user.user_id)
+    described = [{**task.describe(), "prompt": task.prompt} for task in tasks]
+    return await _page(
+        request, "history.html", tasks=described, next_cursor=cursor, status=request.query.get("status")
+    )
+
+
+async def task(request: web.Request) -> web.Response:
+    """Show one task, live until it has ended."""
+    user = await signed_in_user(request)
+    task_id = parameters.task_id(request.match_info["task_id"])
+    answer = await request.app[POLLING].answer(Question(task_id, user.user_id))
+    if answer.snapshot is None:
+        raise TaskNotFound
+    described = {**answer.snapshot.describe(), "prompt": answer.snapshot.prompt}
+    return await _page(request, "task.html", task=described)
+
+
+async def log_in(request: web.Request) -> web.Response:
+    """Show the form to log in, or go on if that has happened."""
+    return await _account_page(request, "login.html")
+
+
+async def register(request: web.Request) -> web.Response:
+    """Show the form to register, or go on if somebody is logged in."""
+    return await _account_page(request, "register.html")
+
+
+async def _account_page(request: web.Request, template: str) -> web.Response:
+    target = safe_target(request.query.get("next"))
+    if await find_user(request) is not None:
+        return web.Response(status=303, headers={"Location": target})
+    return await aiohttp_jinja2.render_template_async(
+        template, request, {"error": None, "email": "", "next": target}
+    )
+
+
+async def _page(request: web.Request, template: str, **context: object) -> web.Response:
+    user = await find_user(request)
+    if user is None:
+        raise NotSignedIn
+    hold = request.app[CONFIG].polling.hold_seconds
+    return await aiohttp_jinja2.render_template_async(
+        template,
+        request,
+        {
+            "hold_seconds": hold,
+            "client_timeout_seconds": hold + _CLIENT_MARGIN_SECONDS,
+            "budget_seconds": _BUDGET_SECONDS,
+            **context,
+        },
+    )

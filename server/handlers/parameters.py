@@ -1,0 +1,108 @@
+"""Reads parameters and bodies, and says in plain words what is wrong with them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Awaitable
+from typing import Final, TypeVar
+
+import orjson
+from aiohttp import web
+
+from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
+from server.keys import CONFIG
+
+T = TypeVar("T")
+
+MAX_JSON_BYTES: Final = 64 * 1024
+_TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
+_WAIT_PREFERENCE: Final = re.compile(r"""(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])""", re.IGNORECASE)
+_LARGEST_VERSION: Final = 2**63 - 1
+
+
+def task_id(value: str | None) -> str:
+    """Return a task id that may exist.
+
+    Raises:
+        TaskIdRequired: there is none.
+        TaskNotFound: no task can have this one; the reply is that for a task that doesn't exist.
+    """
+    if not value:
+        raise TaskIdRequired("Name the task: ?taskId=…")
+    if not _TASK_ID.match(value):
+        raise TaskNotFound
+    return value
+
+
+def version(value: str) -> int:
+    """Return a version: 0 or greater."""
+    if not (value.isascii() and value.isdigit()) or len(value) > 19 or int(value) > _LARGEST_VERSION:
+        raise BadRequest("version must be a whole number, 0 or greater: the last version you have seen.")
+    return int(value)
+
+
+def seconds(value: str, longest: float) -> float:
+    """Return a number of seconds, 0 or more; more than the longest hold means the longest hold."""
+    try:
+        wait = float(value)
+    except ValueError:
+        wait = math.nan
+    if not wait >= 0 or math.isinf(wait):
+        raise BadRequest(f"wait must be a number of seconds from 0 to {longest:g}.")
+    return min(wait, longest)
+
+
+def preferred_wait(request: web.Request, longest: float) -> float | None:
+    """Return the seconds of a `Prefer: wait=N` header (RFC 7240), or None if there is none that makes sense."""
+    for header in request.headers.getall("Prefer", ()):
+        found = _WAIT_PREFERENCE.search(header)
+        if found:
+            return min(float(found[1]), longest)
+    return None
+
+
+async def json_object(request: web.Request, *, known: frozenset[str]) -> dict[str, object]:
+    """Return the body, a JSON object that has no other members than the known ones."""
+    body = await read_within(request, request.content.read(MAX_JSON_BYTES + 1))
+    while len(body) <= MAX_JSON_BYTES and (more := await read_within(request, request.content.read(MAX_JSON_BYTES + 1))):
+        body += more
+    if len(body) > MAX_JSON_BYTES:
+        raise PayloadTooLarge(f"The body may have at most {MAX_JSON_BYTES} bytes.")
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise BadRequest("The body isn't JSON.") from None
+    if not isinstance(value, dict):
+        raise BadRequest("The body must be a JSON object.")
+    refuse_unknown(set(value), known)
+    return value
+
+
+def refuse_unknown(names: set[str], known: frozenset[str]) -> None:
+    """Raise if there are other fields than the known ones: a typo must not be ignored."""
+    unknown = sorted(names - known)
+    if unknown:
+        listed = ", ".join(name[:40] for name in unknown[:5])
+        raise BadRequest(f"Unknown field: {listed}. Known are: {', '.join(sorted(known))}.")
+
+
+def require_media_type(request: web.Request, *accepted: str) -> None:
+    """Raise if the body is of another kind."""
+    if request.content_type not in accepted:
+        raise UnsupportedMedia(f"Send {' or '.join(accepted)}, not {request.content_type}.")
+
+
+async def read_within(request: web.Request, reading: Awaitable[T]) -> T:
+    """Read from the body within the time that one read may take: aiohttp itself would wait for ever.
+
+    Raises:
+        BadRequest: nothing came.
+    """
+    limit = request.app[CONFIG].server.receive_seconds
+    try:
+        async with asyncio.timeout(limit):
+            return await reading
+    except TimeoutError:
+        raise BadRequest(f"The body did not arrive within {limit:g} seconds.") from None

@@ -1,0 +1,48 @@
+"""All that a handler may reach, and what a request carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import web
+
+from server.background import Background
+from server.config import Config
+from server.metrics import Metrics
+from server.storage.database import Database
+from server.storage.images import FileImages
+from server.storage.listener import Listener
+from server.storage.sessions import Sessions
+from server.storage.tasks import OwnTasks, Task
+from server.storage.users import User, Users
+from server.waiting.board import Board
+from server.waiting.polling import Polling
+from server.waiting.waiters import Waiters
+
+CONFIG: Final = web.AppKey("config", Config)
+METRICS: Final = web.AppKey("metrics", Metrics)
+BACKGROUND: Final = web.AppKey("background", Background)
+DATABASE: Final = web.AppKey("database", Database)
+LISTENER: Final = web.AppKey("listener", Listener)
+BOARD: Final = web.AppKey("board", Board[Task])
+WAITERS: Final = web.AppKey("waiters", Waiters)
+POLLING: Final = web.AppKey("polling", Polling[Task])
+TASKS: Final = web.AppKey("tasks", OwnTasks)
+IMAGES: Final = web.AppKey("images", FileImages)
+USERS: Final = web.AppKey("users", Users)
+SESSIONS: Final = web.AppKey("sessions", Sessions)
+
+
+@dataclass(slots=True)
+class Trace:
+    """What the one log line of a request will say, filled in on the way."""
+
+    request_id: str
+    user: User | None = None
+    task_id: str | None = None
+    outcome: str | None = None
+    held_seconds: float = 0.0
+
+
+TRACE: Final = web.RequestKey("trace", Trace)

@@ -1,0 +1,117 @@
+"""What is logged: every event by name, and how it is printed.
+
+An event is `noun.participle`; its data stands in keys whose names carry their units.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Final, TextIO
+
+import orjson
+import structlog
+
+from server import config
+
+log: Final[structlog.stdlib.BoundLogger] = structlog.get_logger()
+
+REQUEST_FINISHED = "request.finished"
+REQUEST_CRASHED = "request.crashed"
+REQUEST_MALFORMED = "request.malformed"
+POLL_FINISHED = "poll.finished"
+METRICS_SNAPSHOT = "metrics.snapshot"
+
+SERVER_STARTED = "server.started"
+SERVER_STOPPING = "server.stopping"
+SERVER_STOPPED = "server.stopped"
+TASK_DIED = "task.died"
+LIBRARY_WARNED = "library.warned"
+
+QUERY_FAILED = "query.failed"
+MIGRATION_APPLIED = "migration.applied"
+LISTENER_CONNECTED = "listener.connected"
+LISTENER_LOST = "listener.lost"
+HEARTBEAT_MISSED = "heartbeat.missed"
+NOTIFICATION_MALFORMED = "notification.malformed"
+READ_FAILED = "read.failed"
+WAKE_REPAIRED = "wake.repaired"
+SWEEP_FAILED = "sweep.failed"
+
+WORKER_STARTED = "worker.started"
+WORKER_STOPPED = "worker.stopped"
+WORKER_FAILED = "worker.failed"
+TASK_CLAIMED = "task.claimed"
+TASK_FINISHED = "task.finished"
+TASK_RETRIED = "task.retried"
+TASK_RESCUED = "task.rescued"
+TASK_RELEASED = "task.released"
+LEASE_LOST = "lease.lost"
+GENERATOR_CRASHED = "generator.crashed"
+FILES_CLEANED = "files.cleaned"
+
+ACCOUNT_REGISTERED = "account.registered"
+LOGIN_SUCCEEDED = "login.succeeded"
+LOGIN_REFUSED = "login.refused"
+
+
+class _LibraryHandler(logging.Handler):
+    """Sends what aiohttp, asyncio and others say through `logging` the same way as our own events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        report = log.error if record.levelno >= logging.ERROR else log.warning
+        report(LIBRARY_WARNED, logger=record.name, message=record.getMessage(), exc_info=record.exc_info or None)
+
+
+class MalformedRequests(logging.Handler):
+    """Counts what aiohttp's protocol complains of, and logs one line a second of it: strangers must not fill the disk."""
+
+    def __init__(self, count: Callable[[], None]) -> None:
+        """Call `count` for each."""
+        super().__init__()
+        self._count = count
+        self._logged_at = -1.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a complaint."""
+        self._count()
+        if record.created - self._logged_at < 1:
+            return
+        self._logged_at = record.created
+        error = record.exc_info[1] if record.exc_info else None
+        log.warning(REQUEST_MALFORMED, message=record.getMessage(), error=str(error)[:200], kind=type(error).__name__)
+
+
+def configure(settings: config.Logging, stream: TextIO | None = None) -> None:
+    """Set up structlog, and route `logging` of the libraries (warnings and worse) into it."""
+    stream = stream or sys.stderr
+    pretty = settings.format == "console" or (settings.format == "auto" and stream.isatty())
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *_renderers(pretty=pretty, colors=stream.isatty()),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(stream) if pretty else structlog.BytesLoggerFactory(stream.buffer),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_LibraryHandler()]
+    root.setLevel(logging.WARNING)
+
+
+def _renderers(*, pretty: bool, colors: bool) -> list[structlog.types.Processor]:
+    if pretty:
+        return [structlog.dev.ConsoleRenderer(colors=colors)]
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.EventRenamer("event"),
+        structlog.processors.JSONRenderer(serializer=_to_json),
+    ]
+
+
+def _to_json(event: object, **_options: object) -> bytes:
+    return orjson.dumps(event, default=str)

@@ -1,0 +1,157 @@
+"""What every request passes: a number and a log line, errors turned into replies, who may change things, how often."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import limits
+import limits.aio
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from server import config, logs
+from server.clients import Clients
+from server.errors import (
+    CrossOrigin,
+    DatabaseUnavailable,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    Problem,
+    TooManyRequests,
+    Unavailable,
+)
+from server.keys import TRACE, Trace
+from server.metrics import Metrics
+from server.replies import problem_reply
+
+_POLL_ROUTE: Final = "/api/generate/status"
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
+
+_SECURITY_HEADERS: Final = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Return the outermost middleware: gives a request its id, its reply, its log line and its place in the metrics."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        trace = request[TRACE] = Trace(secrets.token_hex(8))
+        started = time.perf_counter()
+        status = 499  # the client has gone, and nobody reads the reply
+        try:
+            response = await _reply(request, handler, metrics)
+            status = response.status
+        finally:
+            _record(request, trace, status, time.perf_counter() - started, metrics, logging)
+        _complete(response, trace.request_id)
+        return response
+
+    return middleware
+
+
+async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return await problem_reply(request, problem)
+    except web.HTTPException as error:
+        if error.status < 400:
+            return error
+        return await problem_reply(request, _as_problem(error))
+    except DatabaseUnavailable as error:
+        problem = Unavailable("The database can't be reached just now.", retry_after=2)
+        logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
+        return await problem_reply(request, problem)
+    except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
+        metrics.crashes.inc()
+        logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
+        return await problem_reply(request, Problem())
+
+
+def _as_problem(error: web.HTTPException) -> Problem:
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound()
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return MethodNotAllowed(f"Allowed here: {', '.join(sorted(error.allowed_methods))}.")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return PayloadTooLarge()
+    problem = Problem(error.reason)
+    problem.status, problem.code, problem.title = error.status, "http_error", error.reason
+    return problem
+
+
+def _complete(response: web.StreamResponse, request_id: str) -> None:
+    if response.prepared:
+        return
+    headers = response.headers
+    headers["X-Request-Id"] = request_id
+    for name, value in _SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    headers.setdefault("Cache-Control", "private, no-store")
+
+
+def _record(
+    request: web.Request, trace: Trace, status: int, seconds: float, metrics: Metrics, logging: config.Logging
+) -> None:
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource is not None else "unknown"
+    took = seconds - trace.held_seconds
+    metrics.requests.labels(route, request.method, status).inc()
+    metrics.request_seconds.labels(route).observe(took)
+    if (route in _QUIET_ROUTES and status < 400) or (trace.outcome == "timeout" and random.random() >= logging.timeout_sample):
+        return
+    logs.log.info(
+        logs.POLL_FINISHED if route == _POLL_ROUTE else logs.REQUEST_FINISHED,
+        request_id=trace.request_id,
+        method=request.method,
+        path=request.path,
+        status=status,
+        user_id=trace.user.user_id if trace.user else None,
+        task_id=trace.task_id,
+        outcome=trace.outcome,
+        held_ms=round(trace.held_seconds * 1000, 1),
+        took_ms=round(took * 1000, 1),
+    )
+
+
+def guard(clients: Clients, settings: config.Limits) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Return the middleware that refuses other sites' pages, and those who ask too often."""
+    limiter = limits.aio.strategies.MovingWindowRateLimiter(limits.aio.storage.MemoryStorage())
+    rules = {
+        "/api/auth/login": limits.parse(settings.login),
+        "/api/auth/register": limits.parse(settings.register),
+        "/api/generate": limits.parse(settings.create),
+        "/api/generate_advanced": limits.parse(settings.create),
+    }
+    shared = {"/api/generate_advanced": "/api/generate"}
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not clients.is_same_origin(request):
+            raise CrossOrigin("Requests that change something are taken from this site's own pages only.")
+        rule = rules.get(request.path) if settings.enabled and request.method == "POST" else None
+        if rule is not None:
+            names = (shared.get(request.path, request.path), clients.address(request))
+            if not await limiter.hit(rule, *names):
+                stats = await limiter.get_window_stats(rule, *names)
+                wait = max(stats.reset_time - time.time(), 1) * random.uniform(1, 1.25)
+                raise TooManyRequests(f"At most {rule} from one address.", retry_after=wait)
+        return await handler(request)
+
+    return middleware
+
+

@@ -1,0 +1,61 @@
+"""Replies that several handlers give: JSON, problems, and pages that say what went wrong."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+from urllib.parse import quote
+
+import aiohttp_jinja2
+import orjson
+from aiohttp import web
+
+from server.errors import NotSignedIn, Problem
+from server.keys import TRACE
+
+JSON: Final = "application/json"
+
+
+def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    """Reply with JSON; bytes are sent as they are."""
+    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    return web.Response(body=content, status=status, headers=headers, content_type=JSON)
+
+
+async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
+    """Reply with application/problem+json (RFC 9457), or with a page if a person is looking."""
+    if wants_page(request):
+        if isinstance(problem, NotSignedIn) and request.method == "GET":
+            return web.Response(status=303, headers={"Location": f"/login?next={quote(request.path_qs, safe='')}"})
+        context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
+        response = await aiohttp_jinja2.render_template_async("error.html", request, context, status=problem.status)
+    else:
+        response = web.Response(
+            body=orjson.dumps(describe(problem, request)), status=problem.status, content_type="application/problem+json"
+        )
+    if problem.retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    return response
+
+
+def describe(problem: Problem, request: web.Request) -> dict[str, object]:
+    """Return the members of a problem; `error` is what the guide's clients read."""
+    members: dict[str, object] = {
+        "type": f"urn:longpoll:problem:{problem.code}",
+        "title": problem.title,
+        "status": problem.status,
+        "instance": request[TRACE].request_id,
+        "code": problem.code,
+        "error": problem.title,
+    }
+    if problem.detail:
+        members["detail"] = problem.detail
+    return members
+
+
+def wants_page(request: web.Request) -> bool:
+    """Whether a person looks at the reply in a browser, and not a program."""
+    path = request.path
+    if path.startswith("/api/") and not path.startswith("/api/auth/"):
+        return False
+    return "text/html" in request.headers.get("Accept", "")

@@ -1,0 +1,33 @@
+"""Every URL, one line each."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from server import resources
+from server.handlers import login, ops, pages, status, tasks
+
+ROUTES = [
+    web.get("/", pages.generate),
+    web.get("/tasks", pages.history),
+    web.get("/tasks/{task_id}", pages.task),
+    web.get("/login", pages.log_in),
+    web.get("/register", pages.register),
+    web.post("/api/generate", tasks.create),
+    web.post("/api/generate_advanced", tasks.create_advanced),
+    web.get("/api/generate/status", status.status),
+    web.post("/api/generate/cancel", tasks.cancel),
+    web.get("/api/generate/tasks", tasks.listing),
+    web.delete("/api/generate/tasks/{task_id}", tasks.delete),
+    web.get("/api/generate/tasks/{task_id}/image", tasks.image),
+    web.post("/api/auth/register", login.register),
+    web.post("/api/auth/login", login.log_in),
+    web.post("/api/auth/logout", login.log_out),
+    web.get("/api/auth/tokens", login.list_tokens),
+    web.post("/api/auth/tokens", login.create_token),
+    web.delete("/api/auth/tokens/{token_id}", login.revoke_token),
+    web.get("/healthz", ops.healthz),
+    web.get("/readyz", ops.readyz),
+    web.get("/metrics", ops.exposition),
+    web.static("/static", resources.folder("static")),
+]

@@ -1,0 +1,109 @@
+// @ts-check
+/** The cards of a page, joined to the desk that follows their tasks. */
+
+import { ApiError, cancelTask, goToLogin, randomId } from "./api.js";
+import { Card } from "./cards.js";
+import { Desk } from "./desk.js";
+import { isFinished } from "./longpoll.js";
+
+/** @typedef {import("./api.js").Task} Task */
+
+const GONE = {
+  task_not_found: "This picture was not found.",
+  task_deleted: "This picture was deleted.",
+};
+
+/** The desk with the figures the server wrote into the page. */
+export function openDesk() {
+  const { holdSeconds, clientTimeoutSeconds, budgetSeconds } = document.body.dataset;
+  return new Desk({
+    clientId: randomId(),
+    holdSeconds: Number(holdSeconds),
+    clientTimeoutSeconds: Number(clientTimeoutSeconds),
+    budgetSeconds: Number(budgetSeconds),
+  });
+}
+
+export class Gallery {
+  /**
+   * @param {HTMLElement} list
+   * @param {{onRetry: (task: Task) => void, onEnd?: (task: Task) => void}} events
+   */
+  constructor(list, { onRetry, onEnd = () => {} }) {
+    this.list = list;
+    this.onRetry = onRetry;
+    this.onEnd = onEnd;
+    this.desk = openDesk();
+    /** @type {Map<string, Card>} */
+    this.cards = new Map();
+    setInterval(() => this.tick(), 1000);
+  }
+
+  /** Show a task and follow it to its end. @param {Task} task @param {"first"|"last"} [place] */
+  add(task, place = "last") {
+    if (this.cards.has(task.taskId)) return;
+    const card = new Card(task, {
+      cancel: () => this.cancel(card),
+      retry: () => this.onRetry({ ...this.taskOf(card), prompt: card.prompt }),
+      keepWaiting: () => this.keepWaiting(card),
+    });
+    this.cards.set(task.taskId, card);
+    if (place === "first") this.list.prepend(card.element);
+    else this.list.append(card.element);
+    if (!isFinished(task)) this.watch(card);
+  }
+
+  /** @param {Card} card @returns {Task} */
+  taskOf(card) {
+    return /** @type {Task} */ (card.task);
+  }
+
+  /** @param {Card} card */
+  watch(card) {
+    this.desk.watch(this.taskOf(card), {
+      onUpdate: (data) => card.show(data),
+      onState: (state) => card.showState(state),
+      onEnd: (data) => this.end(card, data),
+      onError: (error) => this.takeError(card, error),
+    });
+  }
+
+  /** @param {Card} card @param {Task} data */
+  end(card, data) {
+    card.show(data);
+    this.onEnd(data);
+  }
+
+  /** @param {Card} card */
+  keepWaiting(card) {
+    card.showConnection("");
+    card.parts.keepWaiting.hidden = true;
+    this.watch(card);
+  }
+
+  /** @param {Card} card @param {import("./longpoll.js").PollError} error */
+  takeError(card, { code, message }) {
+    if (code === "not_signed_in") goToLogin();
+    else if (code in GONE) card.showGone(GONE[code]);
+    else card.showStalled(code === "budget_spent" ? "Nothing has changed for a long time." : message);
+  }
+
+  /** @param {Card} card */
+  async cancel(card) {
+    const { cancel } = card.parts;
+    cancel.disabled = true;
+    card.showProblem("");
+    try {
+      const data = await cancelTask(this.taskOf(card).taskId);
+      if (data && data.version > this.taskOf(card).version) card.show(data);
+    } catch (error) {
+      if (error instanceof ApiError && error.status === 401) return goToLogin();
+      cancel.disabled = false;
+      card.showProblem("It could not be canceled. Please try again.");
+    }
+  }
+
+  tick() {
+    for (const card of this.cards.values()) if (!isFinished(this.taskOf(card))) card.tick();
+  }
+}

@@ -1,0 +1,50 @@
+// @ts-check
+/** Sending a new task so that one intention never makes two. */
+
+import { ApiError, createTask, isPassing, randomId } from "./api.js";
+import { backoff, sleep } from "./longpoll.js";
+
+const TRIES = 4;
+
+/** What is sent once, however often it must be said. */
+export class Submission {
+  /** @param {"basic"|"advanced"} type @param {FormData} form */
+  constructor(type, form) {
+    this.type = type;
+    this.form = form;
+    this.key = randomId();
+  }
+
+  /** The same wish as a new task: for a task that failed. */
+  renew() {
+    return new Submission(this.type, this.form);
+  }
+
+  /** Whether another submission asks for the same. @param {Submission|null} other */
+  equals(other) {
+    return other !== null && this.type === other.type && sameEntries(this.form, other.form);
+  }
+
+  /** Send, and send again while that may help; the key makes repeats harmless. */
+  async send() {
+    for (let attempt = 0; ; attempt += 1) {
+      try {
+        return await createTask(this.type, this.form, this.key);
+      } catch (error) {
+        const asked = error instanceof ApiError ? error.retryAfterMs : 0;
+        const patience = asked <= 10000 && attempt < TRIES - 1;
+        if (!isPassing(error) || !patience) throw error;
+        await sleep(Math.max(asked, backoff(attempt)), new AbortController().signal);
+      }
+    }
+  }
+}
+
+/** @param {FormData} one @param {FormData} other */
+function sameEntries(one, other) {
+  const [left, right] = [[...one], [...other]];
+  return left.length === right.length && left.every(([name, value], index) => {
+    const [otherName, otherValue] = right[index];
+    return name === otherName && value === otherValue;
+  });
+}

@@ -1,0 +1,283 @@
+"""Postgres through aiopg: one pool, short transactions, and the driver's oddities kept in one place.
+
+Nothing lives on a connection from one statement to the next: role, user and time-out are set for the
+transaction only. So no identity can leak to the next user of a pooled connection, and a transaction pooler
+may stand in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+import aiopg
+import aiopg.connection
+import psycopg2
+import psycopg2.errors
+import psycopg2.extensions
+
+from server import logs, resources
+from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, StorageError
+
+T = TypeVar("T")
+
+# Noticed within about 3 s when the other end has vanished without a word (tcp(7), libpq "Connection control functions").
+KEEPALIVES = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 3000}
+
+
+class _ByDescriptor:
+    """Stands in for the `select` module in aiopg.connection, which asks it only whether a descriptor still exists.
+
+    select() refuses descriptors from 1024 up with a ValueError, in the middle of cleaning up: the dead connection
+    then never tells anybody, and the next socket with its number is deaf (aiopg 1.4.0, Connection._ready).
+    """
+
+    @staticmethod
+    def select(readers: list[int], _writers: list[int], _errors: list[int], _seconds: float) -> None:
+        os.fstat(readers[0])
+
+
+aiopg.connection.select = _ByDescriptor  # type: ignore[assignment]
+
+
+class Role(StrEnum):
+    """As whom a statement runs."""
+
+    APP = "longpoll_app"
+    SERVICE = "longpoll_service"
+
+
+def read_queries(text: str) -> dict[str, str]:
+    """Split a file of statements at its ``-- name: …`` lines."""
+    parts = re.split(r"^-- name: (\w+)$", text, flags=re.MULTILINE)
+    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@contextlib.contextmanager
+def translated_errors() -> AsyncIterator[None]:  # type: ignore[misc]
+    """Turn whatever the driver raises into this project's errors: the border that no psycopg2 exception passes."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        # aiopg raises CancelledError for a statement that *Postgres* canceled (statement_timeout, pg_cancel_backend).
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise DatabaseUnavailable("the statement took too long, or was canceled by the database") from error
+    except (psycopg2.errors.RaiseException, psycopg2.IntegrityError) as error:
+        raise ConstraintViolated(str(error).partition("\n")[0], error.diag.constraint_name or "") from error
+    except (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, TimeoutError) as error:
+        raise DatabaseUnavailable(str(error).strip() or type(error).__name__) from error
+    except psycopg2.Error as error:
+        raise StorageError(str(error).strip()) from error
+
+
+@contextlib.asynccontextmanager
+async def connected(dsn: str, timeout: float) -> AsyncIterator[aiopg.Connection]:
+    """Open a connection of one's own, for LISTEN or for migrations.
+
+    Raises:
+        DatabaseUnavailable: nobody answered within the time-out.
+    """
+    with translated_errors():
+        connection = await aiopg.connect(dsn, timeout=timeout, **_OPTIONS)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+_OPTIONS: dict[str, Any] = {"enable_hstore": False, "enable_json": False, "enable_uuid": False, **KEEPALIVES}
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    database_time: float
+    pg_notify: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    role_name: str
+    unbound: bool
+    owner: bool
+
+
+class Database:
+    """A pool of connections that runs named statements.
+
+    A statement belongs to a task of the database's own: when its caller is canceled (a client that left), it runs
+    to its end, for aiopg can stop waiting only by throwing the connection away.
+    """
+
+    def __init__(self, dsn: str, *, pool_size: int, timeout: float) -> None:
+        """Take note of where to connect to; `open` does it. `timeout` is in seconds, for one statement."""
+        self._dsn = dsn
+        self._pool_size = pool_size
+        self._timeout = timeout
+        self._queries = read_queries(resources.read_text("sql", "queries.sql"))
+        self._pool: aiopg.Pool | None = None
+        self._running: set[asyncio.Task[Any]] = set()
+        self._down_until = 0.0
+        self._failures = 0
+        self.statements = 0
+        self.clock_offset = 0.0
+
+    @property
+    def busy(self) -> int:
+        """How many statements are running or waiting for a connection."""
+        return len(self._running)
+
+    async def open(self) -> None:
+        """Connect once, so that a wrong DSN is noticed now.
+
+        Raises:
+            DatabaseUnavailable: Postgres can't be reached.
+        """
+        with translated_errors():
+            self._pool = await aiopg.create_pool(
+                self._dsn, minsize=1, maxsize=self._pool_size, timeout=self._timeout, **_OPTIONS
+            )
+
+    async def close(self) -> None:
+        """Let running statements end, at most for the time-out, and close every connection."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=self._timeout)
+        if self._pool is not None:
+            self._pool.terminate()
+            await self._pool.wait_closed()
+
+    async def fetch(
+        self,
+        query: str,
+        into: Callable[..., T],
+        /,
+        *,
+        user: str | None = None,
+        retry: bool = False,
+        **parameters: object,
+    ) -> list[T]:
+        """Run a named statement and return `into(column=value, …)` for each row.
+
+        With `user` it runs as the app's role with that user's identity, without as the service. `retry`: once more
+        if the connection turns out to be dead; only for statements that may run twice.
+
+        Raises:
+            DatabaseUnavailable: no answer in time; whether a write was carried out is then unknown.
+            ConstraintViolated: the statement would break a rule of the schema.
+        """
+        task = asyncio.ensure_future(self._fetch(query, parameters, user, retry=retry))
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        columns, rows = await asyncio.shield(task)
+        return [into(**dict(zip(columns, row, strict=True))) for row in rows]
+
+    async def fetch_one(self, query: str, into: Callable[..., T], /, **parameters: Any) -> T | None:
+        """Run a named statement and return its first row, or None if there is none."""
+        rows = await self.fetch(query, into, **parameters)
+        return rows[0] if rows else None
+
+    async def check_role(self) -> None:
+        """Make sure that the row policies bind us: an owner or a superuser would see every user's rows.
+
+        Raises:
+            ConfigurationError: they don't, or the roles can't be taken on.
+        """
+        for user in (None, "00000000-0000-0000-0000-000000000000"):
+            try:
+                role = await self.fetch_one("describe_role", _Described, user=user)
+            except DatabaseUnavailable:
+                raise
+            except StorageError as error:
+                raise ConfigurationError(
+                    f"the roles {', '.join(Role)} can't be taken on ({error}); run `python -m server migrate` with"
+                    " database.admin_dsn, which makes them and grants them to the role of database.dsn"
+                ) from error
+            if role is None or role.unbound or role.owner:
+                raise ConfigurationError("the row policies don't bind the role of database.dsn: it owns the table or bypasses them")
+
+    async def notify(self, channel: str, payload: str) -> None:
+        """Send a notification, and learn on the way how far the database's clock is from ours."""
+        before = time.time()
+        sent = await self.fetch_one("notify", _Sent, channel=channel, payload=payload)
+        if sent is not None:
+            self.clock_offset = (before + time.time()) / 2 - sent.database_time
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone: seen here, it isn't reported a second time
+
+    async def _fetch(
+        self, query: str, parameters: Mapping[str, object], user: str | None, *, retry: bool
+    ) -> tuple[list[str], list[tuple[object, ...]]]:
+        for attempt in (1, 2):
+            self._check_reachable()
+            try:
+                with translated_errors():
+                    return await self._execute(query, parameters, user)
+            except DatabaseUnavailable as error:
+                logs.log.warning(logs.QUERY_FAILED, query=query, attempt=attempt, error=str(error))
+                if not retry or attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def _execute(
+        self, query: str, parameters: Mapping[str, object], user: str | None
+    ) -> tuple[list[str], list[tuple[object, ...]]]:
+        assert self._pool is not None, "Database.open() comes first"
+        connection = await self._acquire(self._pool)
+        try:
+            async with connection.cursor(timeout=self._timeout) as cursor:
+                self.statements += 1
+                await cursor.execute(
+                    _prefix(user, self._timeout) + self._queries[query],
+                    {**parameters, "_user": user, "_claims": f'{{"sub": "{user}"}}'},
+                )
+                if cursor.description is None:
+                    return [], []
+                columns = [column.name for column in cursor.description]
+                return columns, await cursor.fetchall()
+        finally:
+            with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
+                await self._pool.release(connection)
+
+    async def _acquire(self, pool: aiopg.Pool) -> aiopg.Connection:
+        try:
+            connection = await pool.acquire()
+        except (psycopg2.Error, OSError, TimeoutError):
+            # Everybody who asks within the next moment is refused at once, instead of each trying to connect.
+            self._failures += 1
+            self._down_until = time.monotonic() + min(0.05 * 2**self._failures, 2.0)
+            raise
+        self._failures = 0
+        return connection
+
+    def _check_reachable(self) -> None:
+        if self._down_until > time.monotonic() and self._failures:
+            raise DatabaseUnavailable("the database couldn't be reached a moment ago")
+
+
+def login_role(dsn: str) -> str:
+    """Return the role that a DSN logs in as: the one it names, or the one that libpq would take."""
+    return psycopg2.extensions.parse_dsn(dsn).get("user") or getpass.getuser()
+
+
+def _prefix(user: str | None, timeout: float) -> str:
+    """Set what holds for this transaction only; sent with the statement, it costs no round trip."""
+    settings = f"SELECT set_config('statement_timeout', '{int(timeout * 1000)}', true)"
+    if user is None:
+        return f"{settings}, set_config('role', '{Role.SERVICE}', true);\n"
+    # Supabase's auth.uid() has read the one setting or the other, depending on its age: set both.
+    return (
+        f"{settings}, set_config('request.jwt.claim.sub', %(_user)s, true),"
+        f" set_config('request.jwt.claims', %(_claims)s, true), set_config('role', '{Role.APP}', true);\n"
+    )

@@ -1,0 +1,182 @@
+"""One LISTEN connection for the whole process, which outlives its own death.
+
+It counts as healthy only after a notification that we sent ourselves has come back: a connection may be half open,
+and a transaction pooler takes LISTEN without complaint and drops it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Mapping
+
+import aiopg
+import psycopg2
+
+from server import logs
+from server.errors import StorageError
+from server.metrics import Metrics
+from server.storage.database import Database, connected, translated_errors
+
+_LONGEST_PAUSE_SECONDS = 2.0
+
+
+class Listener:
+    """Hears notifications and hands each payload to the callback of its channel.
+
+    `restored` is called when listening is proven to work, so after LISTEN: whoever reads again from then on misses
+    nothing. `lost` is called when it isn't proven any more. All callbacks run in the event loop and must not block.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        database: Database,
+        channels: Mapping[str, Callable[[str], None]],
+        *,
+        restored: Callable[[], None],
+        lost: Callable[[], None],
+        heartbeat_seconds: float,
+        timeout: float,
+        metrics: Metrics,
+    ) -> None:
+        """Take note; `run` does the work. The heartbeat is sent through `database`, the way real changes come."""
+        self._dsn = dsn
+        self._database = database
+        self._heartbeat_channel = f"longpoll_heartbeat_{secrets.token_hex(8)}"
+        self._channels = {**channels, self._heartbeat_channel: self._hear_heartbeat}
+        self._restored = restored
+        self._lost = lost
+        self._heartbeat_seconds = heartbeat_seconds
+        self._timeout = timeout
+        self._metrics = metrics
+        self._connection: aiopg.Connection | None = None
+        self._sent = 0
+        self._heard = 0
+        self._sent_at: dict[int, float] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._echo = asyncio.Event()
+        self.healthy = False
+        self.lag_seconds = 0.0
+
+    async def run(self) -> None:
+        """Listen for ever; connect again, with growing pauses, whenever the connection is lost."""
+        heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
+        try:
+            await self._listen_again_and_again(heartbeat)
+        finally:
+            heartbeat.cancel()
+
+    async def until_healthy(self) -> None:
+        """Wait until a notification of our own has come back."""
+        while not self.healthy:
+            await self._echo.wait()
+
+    async def barrier(self) -> bool:
+        """Wait until everything committed before this call has been heard; False if that can't be had.
+
+        Postgres delivers notifications in the order of their commits, so our own comes behind all the earlier ones.
+        """
+        number = self._send_heartbeat()
+        try:
+            async with asyncio.timeout(2 * self._heartbeat_seconds):
+                while self.healthy and self._heard < number:
+                    await self._echo.wait()
+        except TimeoutError:
+            return False
+        return self.healthy
+
+    async def _listen_again_and_again(self, heartbeat: asyncio.Task[None]) -> None:
+        attempt = 0
+        while True:
+            try:
+                async with connected(self._dsn, self._timeout) as connection:
+                    await self._subscribe(connection)
+                    logs.log.info(logs.LISTENER_CONNECTED, attempt=attempt)
+                    await self._hear(connection)
+            except Exception as error:  # noqa: BLE001 - whatever it was, listening must go on (uvloop: RuntimeError)
+                if heartbeat.done():
+                    heartbeat.result()
+                attempt = 0 if self.healthy else attempt + 1
+                logs.log.warning(logs.LISTENER_LOST, attempt=attempt, error=str(error).strip(), kind=type(error).__name__)
+            finally:
+                self._connection = None
+                self._give_up_health()
+            self._metrics.listener_reconnects.inc()
+            await asyncio.sleep(min(0.05 * 2**attempt, _LONGEST_PAUSE_SECONDS) if attempt else 0)
+
+    async def _subscribe(self, connection: aiopg.Connection) -> None:
+        with translated_errors():
+            async with connection.cursor(timeout=self._timeout) as cursor:
+                await cursor.execute("".join(f"LISTEN {channel};" for channel in self._channels))
+        self._connection = connection
+        self._sent_at.clear()
+        self._send_heartbeat()
+
+    async def _hear(self, connection: aiopg.Connection) -> None:
+        # No time-out and no cancel around get(): a notification that came in the same tick would be lost with it.
+        while True:
+            with translated_errors():
+                notification = await connection.notifies.get()
+            while notification is not None:
+                self._channels[notification.channel](notification.payload)
+                notification = _next_in_burst(connection)
+
+    def _hear_heartbeat(self, payload: str) -> None:
+        number = int(payload) if payload.isdigit() else 0
+        if number not in self._sent_at:
+            return  # not ours, or of an earlier connection
+        loop = asyncio.get_running_loop()
+        self.lag_seconds = loop.time() - self._sent_at[number]
+        self._sent_at = {sent: at for sent, at in self._sent_at.items() if sent > number}
+        self._heard = number
+        if not self.healthy:
+            self.healthy = True
+            self._restored()
+        echo, self._echo = self._echo, asyncio.Event()
+        echo.set()
+
+    async def _beat(self) -> None:
+        while True:
+            connection, number = self._connection, self._send_heartbeat()
+            await asyncio.sleep(0.75 * self._heartbeat_seconds)
+            answered = self._heard >= number
+            # The last quarter is for a loop that stood still: what has come meanwhile is heard before we judge.
+            await asyncio.sleep(0.25 * self._heartbeat_seconds)
+            if connection is None or connection is not self._connection or answered or self._heard >= number:
+                continue
+            logs.log.warning(logs.HEARTBEAT_MISSED, number=number, waited_seconds=self._heartbeat_seconds)
+            self._give_up_health()
+            await connection.close()  # get() raises, and the loop that listens connects again
+
+    def _send_heartbeat(self) -> int:
+        self._sent += 1
+        if self._connection is not None:
+            self._sent_at[self._sent] = asyncio.get_running_loop().time()
+            task = asyncio.create_task(self._notify(self._sent), name="heartbeat notification")
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        return self._sent
+
+    async def _notify(self, number: int) -> None:
+        # A failure is logged where it is raised, and unanswered it counts as silence.
+        with contextlib.suppress(StorageError):
+            await self._database.notify(self._heartbeat_channel, str(number))
+
+    def _give_up_health(self) -> None:
+        if self.healthy:
+            self.healthy = False
+            self._lost()
+        echo, self._echo = self._echo, asyncio.Event()
+        echo.set()
+
+
+def _next_in_burst(connection: aiopg.Connection) -> psycopg2.extensions.Notify | None:
+    """Return the next notification if it is here already; get() would cost a task and two futures each."""
+    try:
+        return connection.notifies.get_nowait()
+    except asyncio.QueueEmpty:
+        return None
+    except psycopg2.Error:
+        return None  # closed and empty: get() raises it next

@@ -1,0 +1,313 @@
+"""Tasks as rows of `public.image_generations`, for their owners, for the board and for the workers."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from server.errors import IdempotencyMismatch, LeaseLost
+from server.storage.database import Database
+
+TERMINAL: Final = frozenset({"completed", "failed", "canceled"})
+STATUSES: Final = ("pending", "processing", "completed", "failed", "canceled")
+
+
+class Task:
+    """The state of one task as a client may see it. Made from a row, never changed."""
+
+    __slots__ = ("_data", "_row", "created_at", "prompt", "status", "task_id", "updated_at", "user_id", "version")
+
+    def __init__(  # noqa: PLR0913 - one argument for each column
+        self,
+        *,
+        task_id: str,
+        user_id: str,
+        status: str,
+        version: int,
+        created_at: dt.datetime,
+        updated_at: dt.datetime,
+        prompt: str | None = None,
+        **columns: object,
+    ) -> None:
+        """Take the columns of `read_tasks` or `list_tasks`."""
+        self.task_id = task_id
+        self.user_id = user_id
+        self.status = status
+        self.version = version
+        self.created_at = created_at
+        self.updated_at = updated_at.timestamp()
+        self.prompt = prompt
+        self._row: dict[str, object] | None = {"created_at": created_at, "updated_at": updated_at, **columns}
+        self._data: bytes | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this state is final."""
+        return self.status in TERMINAL
+
+    @property
+    def data(self) -> bytes:
+        """The contract's `data` as JSON, made once for everybody who waited for this version."""
+        if self._data is None:
+            self._data = orjson.dumps(self.describe())
+            self._row = None
+        return self._data
+
+    def describe(self) -> dict[str, object]:
+        """Return the contract's `data`: times in RFC 3339 UTC, progress 0..1 or None."""
+        if self._row is None:
+            return orjson.loads(self.data)  # type: ignore[no-any-return]
+        row = self._row
+        return {
+            "taskId": self.task_id,
+            "type": row["type"],
+            "status": self.status,
+            "version": self.version,
+            "result": row["result"],
+            "error": row["error"],
+            "progress": _rounded(row["progress"], 3),
+            "stage": row["stage"],
+            "message": row["message"],
+            "queuePosition": row["queue_position"],
+            "etaSeconds": _rounded(row["eta_seconds"], 1),
+            "attempt": row["attempt"],
+            "cancelRequested": row["cancel_requested"],
+            "createdAt": _moment(row["created_at"]),
+            "startedAt": _moment(row["started_at"]),
+            "updatedAt": _moment(row["updated_at"]),
+            "finishedAt": _moment(row["finished_at"]),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """What a user asks for. `request_digest` tells whether a repeated request is the same one."""
+
+    task_id: str
+    user_id: str
+    prompt: str
+    type: str
+    seed: int
+    size: str
+    has_reference: bool
+    idempotency_key: str | None
+    request_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A task that a worker holds. `attempt` is the fencing token: a later claim has a higher one."""
+
+    task_id: str
+    prompt: str
+    type: str
+    seed: int
+    size: str
+    has_reference: bool
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Id:
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    task_id: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    task_id: str
+    request_digest: bytes | memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancellation:
+    status_before: str
+    changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Rescued:
+    task_id: str
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Lease:
+    cancel_requested: bool
+    set_config: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Due:
+    seconds: float | None
+
+
+class OwnTasks:
+    """Tasks as their owner may reach them: each statement runs with that user's identity, under the row policies."""
+
+    def __init__(self, database: Database) -> None:
+        """Use this database."""
+        self._database = database
+
+    async def create(self, task: NewTask) -> Task | str:
+        """Store a new task and return it; or the id of the one that an earlier request with the same key has made.
+
+        Raises:
+            IdempotencyMismatch: the key was used for another request.
+        """
+        fields = {name: getattr(task, name) for name in task.__slots__}
+        created = await self._database.fetch_one("create_task", Task, user=task.user_id, **fields)
+        if created is not None:
+            return created
+        earlier = await self._database.fetch_one(
+            "find_idempotent_task", _Replay, user=task.user_id, user_id=task.user_id, idempotency_key=task.idempotency_key
+        )
+        if earlier is None or bytes(earlier.request_digest or b"") != task.request_digest:
+            raise IdempotencyMismatch("This Idempotency-Key belongs to another request; use a new key for a new picture.")
+        return earlier.task_id
+
+    async def cancel(self, user_id: str, task_id: str) -> str | None:
+        """Cancel, or ask the worker to; returns the status that the task had, or None if the user has no such task."""
+        found = await self._database.fetch_one(
+            "cancel_task", _Cancellation, user=user_id, user_id=user_id, task_id=task_id, retry=True
+        )
+        return found.status_before if found else None
+
+    async def delete(self, user_id: str, task_id: str) -> bool:
+        """Delete; returns whether the user had such a task."""
+        found = await self._database.fetch("delete_task", _Id, user=user_id, user_id=user_id, task_id=task_id)
+        return bool(found)
+
+    async def list(
+        self, user_id: str, *, limit: int, status: str | None, before: tuple[dt.datetime, str] | None
+    ) -> list[Task]:
+        """Return a page of tasks, newest first, that begins behind (creation time, id)."""
+        before_time, before_id = before or (None, None)
+        return await self._database.fetch(
+            "list_tasks",
+            Task,
+            user=user_id,
+            retry=True,
+            user_id=user_id,
+            limit=limit,
+            status=status,
+            before_time=before_time,
+            before_id=before_id,
+        )
+
+
+class BoardTasks:
+    """Tasks as the board reads them: many at once, for everybody who waits."""
+
+    def __init__(self, database: Database) -> None:
+        """Use this database."""
+        self._database = database
+
+    async def read(self, task_ids: Sequence[str]) -> list[Task]:
+        """Return the state of those that exist."""
+        return await self._database.fetch("read_tasks", Task, retry=True, task_ids=list(task_ids))
+
+    async def read_versions(self, task_ids: Sequence[str]) -> dict[str, int]:
+        """Return the versions of those that exist."""
+        rows = await self._database.fetch("read_versions", _Version, retry=True, task_ids=list(task_ids))
+        return {row.task_id: row.version for row in rows}
+
+
+class WorkQueue:
+    """Tasks as one worker claims and writes them. Every write is fenced by its lease and raises LeaseLost without it."""
+
+    def __init__(self, database: Database, owner: str, *, lease_seconds: float, max_attempts: int) -> None:
+        """Use this database; `owner` names the worker and must be unique."""
+        self._database = database
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._max_attempts = max_attempts
+
+    async def claim(self) -> Claim | None:
+        """Take the oldest waiting task, if there is one."""
+        return await self._database.fetch_one("claim_task", Claim, owner=self._owner, lease_seconds=self._lease_seconds)
+
+    async def rescue(self) -> dict[str, str]:
+        """Take tasks back from workers that fell silent; returns what became of each."""
+        rows = await self._database.fetch("rescue_tasks", _Rescued, max_attempts=self._max_attempts)
+        return {row.task_id: row.status for row in rows}
+
+    async def next_due(self) -> float | None:
+        """Return the seconds until something falls due without a notification, or None if nothing will."""
+        due = await self._database.fetch_one("next_due", _Due, retry=True)
+        return due.seconds if due else None
+
+    async def renew(self, claim: Claim) -> bool:
+        """Prolong the lease; returns whether the owner wants the task canceled."""
+        return await self._write("renew_lease", claim, lease_seconds=self._lease_seconds)
+
+    async def report(self, claim: Claim, progress: float, stage: str, message: str) -> bool:
+        """Write progress (0..1) and prolong the lease; returns whether the owner wants the task canceled."""
+        return await self._write(
+            "report_progress", claim, progress=progress, stage=stage, message=message, lease_seconds=self._lease_seconds
+        )
+
+    async def complete(self, claim: Claim, result: str) -> None:
+        """End the task with a result."""
+        await self._write("complete_task", claim, result=result)
+
+    async def fail(self, claim: Claim, error: str) -> None:
+        """End the task with an error that its owner will read."""
+        await self._write("fail_task", claim, error=error)
+
+    async def stop(self, claim: Claim) -> None:
+        """End the task as canceled."""
+        await self._write("stop_task", claim)
+
+    async def retry(self, claim: Claim, message: str, delay_seconds: float) -> None:
+        """Put the task back into the queue, not to be claimed before the delay is over."""
+        await self._write("retry_task", claim, message=message, delay_seconds=delay_seconds)
+
+    async def release(self, claim: Claim) -> None:
+        """Give the task back, for somebody else to begin at once."""
+        await self._write("release_task", claim)
+
+    async def _write(self, query: str, claim: Claim, **values: object) -> bool:
+        lease = await self._database.fetch_one(
+            query, _Lease, task_id=claim.task_id, attempt=claim.attempt, owner=self._owner, **values
+        )
+        if lease is None:
+            raise LeaseLost
+        return lease.cancel_requested
+
+
+class Cleaning:
+    """Removes what is older than a week, as the guide's function does."""
+
+    def __init__(self, database: Database) -> None:
+        """Use this database."""
+        self._database = database
+
+    async def clean(self) -> None:
+        """Delete ended tasks older than seven days, and expired sessions."""
+        await self._database.fetch("cleanup_old_generations", dict)
+        await self._database.fetch("expire_sessions", dict)
+
+    async def existing(self, task_ids: Sequence[str]) -> set[str]:
+        """Return those of the ids that still belong to a task."""
+        rows = await self._database.fetch("existing_tasks", _Id, retry=True, task_ids=list(task_ids))
+        return {row.task_id for row in rows}
+
+
+def _moment(value: object) -> str | None:
+    if not isinstance(value, dt.datetime):
+        return None
+    return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _rounded(value: object, digits: int) -> float | None:
+    return round(value, digits) if isinstance(value, float) else None

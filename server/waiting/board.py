@@ -1,0 +1,326 @@
+"""The board: what this process knows of each watched task, and who is told when that changes.
+
+The rules that lose no wake-up:
+
+* A task is watched *before* anything is read, so that a notification between reading and waiting finds it.
+* A notification is a hint. It makes what we know stale, and a read makes it fresh: all tasks that became stale in one
+  turn of the loop share one read. A notification during that read makes its task stale again, and a next read follows.
+* An Event is set once and thrown away. Whoever waits next gets a new one.
+* While the listener isn't proven healthy, nothing counts as fresh, and what is waited for is read every second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, Generic, Protocol, TypeVar
+
+from server import logs
+from server.errors import StorageError
+from server.metrics import Metrics
+
+UNHEALTHY_SWEEP_SECONDS: Final = 1.0
+_RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
+
+
+class Snapshot(Protocol):
+    """What the board must know of a task's state; the rest is its reader's."""
+
+    @property
+    def task_id(self) -> str:
+        """The name clients use."""
+
+    @property
+    def user_id(self) -> str:
+        """The owner."""
+
+    @property
+    def version(self) -> int:
+        """Grows with every visible change."""
+
+    @property
+    def status(self) -> str:
+        """For those who wait for nothing less than a new status."""
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this state is final."""
+
+
+S = TypeVar("S", bound=Snapshot)
+
+
+class Watched(Generic[S]):
+    """One task that is watched, or was lately."""
+
+    __slots__ = ("_event", "known", "snapshot", "stale", "task_id", "watchers")
+
+    def __init__(self, task_id: str) -> None:
+        """Begin with knowing nothing."""
+        self.task_id = task_id
+        self.snapshot: S | None = None
+        self.known = False
+        self.stale = True
+        self.watchers = 0
+        self._event: asyncio.Event | None = None
+
+    @property
+    def event(self) -> asyncio.Event:
+        """The Event of the next change. Take it before comparing, wait on it after."""
+        if self._event is None:
+            self._event = asyncio.Event()
+        return self._event
+
+    def release(self) -> None:
+        """Wake everybody who waits for a change: the Event is taken out and set, never cleared."""
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
+
+
+class _Batch(Generic[S]):
+    """Tasks that will be read together, and how that went."""
+
+    __slots__ = ("done", "error", "repairing", "tasks")
+
+    def __init__(self) -> None:
+        self.tasks: dict[str, Watched[S]] = {}
+        self.repairing: set[str] = set()
+        self.done = asyncio.Event()
+        self.error: StorageError | None = None
+
+
+class Board(Generic[S]):
+    """All watched tasks of this process.
+
+    `read` returns the snapshots of many tasks (one that is missing doesn't exist), `read_versions` only their versions.
+    `barrier` waits until everything committed so far has been notified, and returns False if that can't be had.
+    """
+
+    def __init__(
+        self,
+        *,
+        read: Callable[[Sequence[str]], Awaitable[Sequence[S]]],
+        read_versions: Callable[[Sequence[str]], Awaitable[dict[str, int]]],
+        barrier: Callable[[], Awaitable[bool]],
+        sweep_seconds: float,
+        linger_seconds: float,
+        metrics: Metrics,
+        batch_size: int = 1000,
+    ) -> None:
+        """Make an empty board. Nothing is read before `run` runs."""
+        self._read = read
+        self._read_versions = read_versions
+        self._barrier = barrier
+        self._sweep_seconds = sweep_seconds
+        self._linger_seconds = linger_seconds
+        self._batch_size = batch_size
+        self._metrics = metrics
+        self._tasks: dict[str, Watched[S]] = {}
+        self._idle: dict[str, float] = {}
+        self._batches: deque[_Batch[S]] = deque()
+        self._wanted = asyncio.Event()
+        self._relisten = asyncio.Event()
+        self.listening = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def run(self) -> None:
+        """Read what is wanted and sweep, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read_for_ever(), name="board reads")
+            group.create_task(self._sweep_for_ever(), name="board sweep")
+
+    @contextlib.contextmanager
+    def watch(self, task_id: str) -> Iterator[Watched[S]]:
+        """Watch a task; what is known of it is kept up to date until the last watcher leaves, and a while longer."""
+        watched = self._tasks.get(task_id)
+        if watched is None:
+            watched = self._tasks[task_id] = Watched(task_id)
+        watched.watchers += 1
+        self._idle.pop(task_id, None)
+        try:
+            yield watched
+        finally:
+            watched.watchers -= 1
+            if not watched.watchers:
+                self._retire(watched)
+
+    async def current(self, watched: Watched[S]) -> S | None:
+        """Return the task's state as of this call or later, or None if there is no such task: no query if it is fresh.
+
+        If it can't be read, but was known before, that is returned: whoever waits on it is told when reading works again.
+
+        Raises:
+            StorageError: it can't be read, and nothing is known of it.
+        """
+        if self.listening and watched.known and not watched.stale:
+            return watched.snapshot
+        batch = self._enqueue(watched)
+        await batch.done.wait()
+        if batch.error is not None and not watched.known:
+            raise batch.error
+        return watched.snapshot
+
+    def notice(self, payload: str) -> None:
+        """Take a notification: ``id:version``, or ``id:-`` for a deletion, and more of them behind commas."""
+        for item in payload.split(","):
+            task_id, colon, version = item.partition(":")
+            if not colon or not (version == "-" or version.isdecimal()):
+                self._metrics.malformed_notifications.inc()
+                logs.log.warning(logs.NOTIFICATION_MALFORMED, payload=payload[:100])
+                continue
+            watched = self._tasks.get(task_id)
+            if watched is not None and _is_news(watched, version):
+                self.doubt(task_id)
+
+    def doubt(self, task_id: str) -> None:
+        """Take what is known of a task for stale: this process has just written it and needs no notification to know."""
+        watched = self._tasks.get(task_id)
+        if watched is not None:
+            watched.stale = True
+            if watched.watchers:
+                self._enqueue(watched)
+
+    def lost(self) -> None:
+        """From now on notifications may be missing."""
+        self.listening = False
+        self._relisten.set()
+
+    def restored(self) -> None:
+        """From now on notifications arrive again; what happened before is found by reading."""
+        self.listening = True
+        self._relisten.set()
+        for watched in self._tasks.values():
+            watched.stale = True
+        self._enqueue_watched()
+
+    # Reading -------------------------------------------------------------------------------------------------------
+
+    def _enqueue(self, watched: Watched[S], *, repairing: bool = False) -> _Batch[S]:
+        if not self._batches or (
+            len(self._batches[-1].tasks) >= self._batch_size and watched.task_id not in self._batches[-1].tasks
+        ):
+            self._batches.append(_Batch())
+        batch = self._batches[-1]
+        batch.tasks[watched.task_id] = watched
+        if repairing:
+            batch.repairing.add(watched.task_id)
+        self._wanted.set()
+        return batch
+
+    def _enqueue_watched(self) -> None:
+        for watched in self._tasks.values():
+            if watched.watchers:
+                self._enqueue(watched, repairing=True)
+
+    async def _read_for_ever(self) -> None:
+        failures = 0
+        while True:
+            await self._wanted.wait()
+            if not self._batches:
+                self._wanted.clear()  # ours alone: nobody waits on it but this loop
+                continue
+            # One read at a time: a later read never shows an older state, so versions can't go back.
+            batch = self._batches.popleft()
+            if await self._read_batch(batch):
+                failures = 0
+                continue
+            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+            failures += 1
+            for watched in batch.tasks.values():
+                if watched.watchers and self._tasks.get(watched.task_id) is watched:
+                    self._enqueue(watched, repairing=watched.task_id in batch.repairing)
+
+    async def _read_batch(self, batch: _Batch[S]) -> bool:
+        for watched in batch.tasks.values():
+            watched.stale = False  # a notification that comes while we read makes it stale again
+        self._metrics.board_reads.inc()
+        try:
+            found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
+            for watched in batch.tasks.values():
+                self._apply(watched, found.get(watched.task_id), repairing=watched.task_id in batch.repairing)
+        except BaseException as error:
+            for watched in batch.tasks.values():
+                watched.stale = True
+            batch.error = error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}")
+            logs.log.warning(logs.READ_FAILED, tasks=len(batch.tasks), error=str(error))
+            if batch.error is not error:
+                raise
+        finally:
+            batch.done.set()
+        return batch.error is None
+
+    def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
+        before, was_known = watched.snapshot, watched.known
+        watched.snapshot, watched.known = snapshot, True
+        if not was_known or _version(before) == _version(snapshot):
+            return
+        if repairing and watched.watchers:
+            self._metrics.missed_notify_repairs.inc()
+            logs.log.warning(
+                logs.WAKE_REPAIRED, task_id=watched.task_id, known=_version(before), found=_version(snapshot)
+            )
+        watched.release()
+
+    # Sweeping ------------------------------------------------------------------------------------------------------
+
+    async def _sweep_for_ever(self) -> None:
+        while True:
+            self._relisten.clear()  # ours alone, as above
+            pause = self._sweep_seconds if self.listening else min(UNHEALTHY_SWEEP_SECONDS, self._sweep_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._relisten.wait()
+                continue  # lost or restored just now: begin a pause of the right length
+            self._forget_idle()
+            if not self.listening:
+                self._enqueue_watched()
+                continue
+            try:
+                await self._sweep()
+            except StorageError as error:
+                logs.log.warning(logs.SWEEP_FAILED, error=str(error))
+
+    async def _sweep(self) -> None:
+        watched = [each for each in self._tasks.values() if each.watchers and each.known and not each.stale]
+        for start in range(0, len(watched), self._batch_size):
+            known = {each: _version(each.snapshot) for each in watched[start : start + self._batch_size]}
+            versions = await self._read_versions([each.task_id for each in known])
+            suspects = [each for each in known if versions.get(each.task_id) != known[each]]
+            # The notification may be under way: only what is still as it was behind the barrier has been missed.
+            if suspects and await self._barrier():
+                for each in suspects:
+                    if each.watchers and not each.stale and _version(each.snapshot) == known[each]:
+                        each.stale = True
+                        self._enqueue(each, repairing=True)
+
+    # Forgetting ----------------------------------------------------------------------------------------------------
+
+    def _retire(self, watched: Watched[S]) -> None:
+        if watched.snapshot is None or not self._linger_seconds:
+            del self._tasks[watched.task_id]  # unknown ids cost no memory, however many are asked for
+        else:
+            self._idle[watched.task_id] = asyncio.get_running_loop().time() + self._linger_seconds
+
+    def _forget_idle(self) -> None:
+        now = asyncio.get_running_loop().time()
+        for task_id, until in list(self._idle.items()):
+            if until > now:
+                break  # they stand in the order in which they fell idle
+            del self._idle[task_id]
+            del self._tasks[task_id]
+
+
+def _version(snapshot: Snapshot | None) -> int | None:
+    return None if snapshot is None else snapshot.version
+
+
+def _is_news(watched: Watched[S], version: str) -> bool:
+    """Whether a notification tells of a state that isn't the one we know."""
+    if version == "-" or watched.snapshot is None:
+        return True
+    return int(version) > watched.snapshot.version

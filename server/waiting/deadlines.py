@@ -1,0 +1,64 @@
+"""Deadlines of many waiters with a single timer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+GRAIN_SECONDS = 0.1
+
+
+class Expiring(Protocol):
+    """Something that can be told that its time is over."""
+
+    def expire(self) -> None:
+        """End it. Called once, in the event loop."""
+
+
+class Deadlines:
+    """A wheel: waiters whose time ends within the same tenth of a second share a slot.
+
+    A timer of the event loop for each waiter would cost memory and a heap entry that outlives the wait;
+    here joining and leaving are a set operation each. A deadline is met up to one grain early, never late.
+    """
+
+    def __init__(self) -> None:
+        """Make an empty wheel; its one timer runs only while somebody waits."""
+        self._slots: dict[int, set[Expiring]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_slot = 0
+
+    def __len__(self) -> int:
+        return sum(len(slot) for slot in self._slots.values())
+
+    def add(self, waiter: Expiring, seconds: float) -> int:
+        """Expire the waiter in that many seconds at the latest; returns the slot to be given to `remove`."""
+        loop = asyncio.get_running_loop()
+        slot = int((loop.time() + seconds) / GRAIN_SECONDS)
+        self._slots.setdefault(slot, set()).add(waiter)
+        if self._timer is None or slot < self._timer_slot:
+            self._wind(loop, slot)
+        return slot
+
+    def remove(self, waiter: Expiring, slot: int) -> None:
+        """Forget the waiter; nothing happens if it has expired already."""
+        members = self._slots.get(slot)
+        if members is not None:
+            members.discard(waiter)
+            if not members and slot != self._timer_slot:
+                del self._slots[slot]
+
+    def _wind(self, loop: asyncio.AbstractEventLoop, slot: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_slot = slot
+        self._timer = loop.call_at(slot * GRAIN_SECONDS, self._turn, loop)
+
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        now = loop.time()
+        for slot in [slot for slot in self._slots if slot * GRAIN_SECONDS <= now]:
+            for waiter in self._slots.pop(slot):
+                waiter.expire()
+        if self._slots:
+            self._wind(loop, min(self._slots))

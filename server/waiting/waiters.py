@@ -1,0 +1,149 @@
+"""Everybody who waits: one hold for each poll, found again by user and by client.
+
+A hold ends in one of two ways. Its task changes: then the task's Event is set, and nothing here takes part. Or
+somebody has another reason to end this one poll: its time is over, the process stops, the same client polls again,
+the user holds too many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from enum import StrEnum
+from types import TracebackType
+
+from server.waiting.deadlines import Deadlines
+
+
+class Reason(StrEnum):
+    """Why a poll was answered."""
+
+    IMMEDIATE = "immediate"
+    CHANGE = "change"
+    TIMEOUT = "timeout"
+    RESET = "reset"
+    DRAIN = "drain"
+    DEGRADED = "degraded"
+    SUPERSEDED = "superseded"
+
+
+class Hold:
+    """One poll that waits, in the task that runs its handler. A context manager around the waiting.
+
+    Works as `asyncio.timeout` does: `end` cancels the task, and leaving the block takes the cancellation back. What
+    differs is that it can be ended for any reason, by anybody, and that all deadlines share one timer.
+    """
+
+    __slots__ = ("_cancelling", "_slot", "_task", "_waiters", "client", "reason", "seconds", "user")
+
+    def __init__(self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float) -> None:
+        """Take note; entering the block begins the hold."""
+        self._waiters = waiters
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._slot = 0
+        self.user = user
+        self.client = client
+        self.seconds = seconds
+        self.reason: Reason | None = None
+
+    def end(self, reason: Reason) -> None:
+        """End the hold, unless it has ended."""
+        if self.reason is None and self._task is not None:
+            self.reason = reason
+            self._task.cancel()
+
+    def expire(self) -> None:
+        """End the hold because its time is over."""
+        self.end(Reason.TIMEOUT)
+
+    def __enter__(self) -> Hold:
+        self._task = asyncio.current_task()
+        assert self._task is not None, "a hold lives in a task"
+        self._cancelling = self._task.cancelling()
+        self._slot = self._waiters.join(self)
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        task, self._task = self._task, None
+        self._waiters.leave(self, self._slot)
+        if self.reason is None or task is None:
+            return False
+        # Ours is taken back; if somebody else has canceled the task too (the client left), that goes on.
+        return task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+
+
+class Waiters:
+    """All holds of this process, and the rules on how many there may be."""
+
+    def __init__(
+        self, *, max_held: int, max_held_per_user: int, chance: Callable[[], float] = random.random
+    ) -> None:
+        """Make an empty registry. `chance` gives numbers in 0..1."""
+        self.max_held = max_held
+        self.max_held_per_user = max_held_per_user
+        self.draining = False
+        self._chance = chance
+        self._held: dict[Hold, None] = {}
+        self._by_user: dict[str, dict[Hold, None]] = {}
+        self._by_client: dict[tuple[str, str, str], Hold] = {}
+        self._deadlines = Deadlines()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def users(self) -> int:
+        """How many users hold at least one poll."""
+        return len(self._by_user)
+
+    @property
+    def full(self) -> bool:
+        """Whether this process holds as many polls as it may."""
+        return len(self._held) >= self.max_held
+
+    def hold(self, user: str, client: tuple[str, str, str] | None, seconds: float) -> Hold:
+        """Return a hold of at most that many seconds, to be entered. `client`: user, task and page that polls."""
+        return Hold(self, user, client, seconds)
+
+    def join(self, hold: Hold) -> int:
+        """Register a hold that begins; an older one of the same client, or the user's oldest, may have to end."""
+        if hold.client is not None:
+            older = self._by_client.get(hold.client)
+            if older is not None:
+                older.end(Reason.SUPERSEDED)
+            self._by_client[hold.client] = hold
+        of_user = self._by_user.setdefault(hold.user, {})
+        if len(of_user) >= self.max_held_per_user:
+            self._end_oldest(of_user)
+        of_user[hold] = None
+        self._held[hold] = None
+        return self._deadlines.add(hold, hold.seconds)
+
+    def leave(self, hold: Hold, slot: int) -> None:
+        """Forget a hold that is over."""
+        self._deadlines.remove(hold, slot)
+        del self._held[hold]
+        of_user = self._by_user[hold.user]
+        del of_user[hold]
+        if not of_user:
+            del self._by_user[hold.user]
+        if hold.client is not None and self._by_client.get(hold.client) is hold:
+            del self._by_client[hold.client]
+
+    def drain(self, seconds: float) -> None:
+        """End every hold at a random moment within that many seconds; new polls are to be answered at once."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        for hold in self._held:
+            loop.call_later(self._chance() * seconds, hold.end, Reason.DRAIN)
+
+    @staticmethod
+    def _end_oldest(of_user: dict[Hold, None]) -> None:
+        for hold in of_user:
+            if hold.reason is None:
+                hold.end(Reason.DEGRADED)
+                return

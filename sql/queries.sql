@@ -1,0 +1,246 @@
+-- Every statement the server runs, by name. Each runs in a transaction of its own, as the role its caller has.
+
+
+-- Tasks, as their owner (longpoll_app): the policies see to it that nobody reaches another user's row ------------------
+
+-- name: create_task
+-- A new task; none at all if this user has used the idempotency key before.
+INSERT INTO public.image_generations
+  (user_id, task_id, prompt, type, seed, size, has_reference, idempotency_key, request_digest)
+VALUES
+  (%(user_id)s, %(task_id)s, %(prompt)s, %(type)s, %(seed)s, %(size)s, %(has_reference)s, %(idempotency_key)s, %(request_digest)s)
+ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+RETURNING task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
+          cancel_requested, created_at, started_at, updated_at, finished_at, NULL::integer AS queue_position,
+          NULL::double precision AS eta_seconds;
+
+-- name: find_idempotent_task
+-- The task that was created under this key, and the digest of the request that did it.
+SELECT task_id, request_digest
+  FROM public.image_generations
+ WHERE user_id = %(user_id)s AND idempotency_key = %(idempotency_key)s;
+
+-- name: cancel_task
+-- Pending: canceled at once. Processing: the worker is asked to stop. Ended: nothing changes.
+-- Locked first, so that a worker that claims or completes at this moment is either before us or after us.
+WITH task AS (
+  SELECT id, status FROM public.image_generations
+   WHERE task_id = %(task_id)s AND user_id = %(user_id)s
+     FOR UPDATE
+), canceled AS (
+  UPDATE public.image_generations AS t
+     SET status = CASE task.status WHEN 'pending' THEN 'canceled' ELSE t.status END,
+         cancel_requested = true
+    FROM task
+   WHERE t.id = task.id AND task.status IN ('pending', 'processing')
+  RETURNING t.id
+)
+SELECT task.status::text AS status_before, EXISTS (SELECT FROM canceled) AS changed FROM task;
+
+-- name: delete_task
+DELETE FROM public.image_generations
+ WHERE task_id = %(task_id)s AND user_id = %(user_id)s
+RETURNING task_id;
+
+-- name: list_tasks
+-- One page, newest first, that begins behind the cursor (the creation time and id of the last row seen).
+SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
+       cancel_requested, created_at, started_at, updated_at, finished_at, NULL::integer AS queue_position,
+       NULL::double precision AS eta_seconds, prompt
+  FROM public.image_generations
+ WHERE user_id = %(user_id)s
+   AND (%(status)s::text IS NULL OR status = %(status)s::public.generation_status)
+   AND (%(before_time)s::timestamptz IS NULL OR (created_at, task_id) < (%(before_time)s::timestamptz, %(before_id)s::text))
+ ORDER BY created_at DESC, task_id DESC
+ LIMIT %(limit)s;
+
+
+-- Tasks, for the board (longpoll_service): one read for everybody who waits -----------------------------------------
+
+-- name: read_tasks
+-- The whole state of many tasks. The queue is counted up to 1,000: farther back the exact place says nothing.
+SELECT t.task_id, t.user_id::text, t.type, t.status::text, t.version, t.result, t.error, t.progress, t.stage, t.message,
+       t.attempt, t.cancel_requested, t.created_at, t.started_at, t.updated_at, t.finished_at,
+       CASE t.status WHEN 'pending' THEN (
+         SELECT count(*) FROM (
+           SELECT FROM public.image_generations AS earlier
+            WHERE earlier.status = 'pending' AND earlier.created_at <= t.created_at
+            LIMIT 1000) AS queue
+       )::integer END AS queue_position,
+       CASE WHEN t.status = 'processing' AND t.progress > 0 THEN
+         extract(epoch FROM t.updated_at - t.started_at)::double precision * (1 - t.progress) / t.progress
+       END AS eta_seconds
+  FROM public.image_generations AS t
+ WHERE t.task_id = ANY (%(task_ids)s);
+
+-- name: read_versions
+-- Only the versions, for the sweep.
+SELECT task_id, version FROM public.image_generations WHERE task_id = ANY (%(task_ids)s);
+
+
+-- Work (longpoll_service). Every write of a worker names its lease: attempt and owner are the fencing token --------------
+
+-- name: claim_task
+-- The oldest task that waits. SKIP LOCKED lets any number of workers ask at once without queueing behind each other.
+WITH next AS (
+  SELECT id FROM public.image_generations
+   WHERE status = 'pending' AND run_after <= now()
+   ORDER BY created_at
+   LIMIT 1
+     FOR UPDATE SKIP LOCKED
+)
+UPDATE public.image_generations AS t
+   SET status = 'processing', attempt = t.attempt + 1, progress = 0, stage = 'starting', message = 'A worker has begun.',
+       started_at = clock_timestamp(), lease_owner = %(owner)s,
+       lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
+  FROM next
+ WHERE t.id = next.id
+RETURNING t.task_id, t.prompt, t.type, t.seed, t.size, t.has_reference, t.attempt;
+
+-- name: rescue_tasks
+-- Takes back the tasks of workers that have been silent for longer than their lease: into the queue again,
+-- or to an end if there was no attempt left or a cancel was waiting to be seen.
+WITH lost AS (
+  SELECT id FROM public.image_generations
+   WHERE status = 'processing' AND lease_expires_at < now()
+     FOR UPDATE SKIP LOCKED
+)
+UPDATE public.image_generations AS t
+   SET status = CASE WHEN t.cancel_requested THEN 'canceled'
+                     WHEN t.attempt >= %(max_attempts)s THEN 'failed'
+                     ELSE 'pending' END::public.generation_status,
+       error = CASE WHEN t.attempt >= %(max_attempts)s AND NOT t.cancel_requested
+                    THEN 'The server stopped while it made this picture' END,
+       stage = 'waiting', message = NULL, progress = NULL, lease_owner = NULL, lease_expires_at = NULL
+  FROM lost
+ WHERE t.id = lost.id
+RETURNING t.task_id, t.status::text;
+
+-- name: renew_lease
+-- Not a visible change: nobody is woken. No row: the lease is lost.
+UPDATE public.image_generations
+   SET lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING cancel_requested;
+
+-- name: report_progress
+-- Asynchronous commit: a crash of the database may take back a step of the bar, and the commit doesn't wait for the disk.
+SELECT set_config('synchronous_commit', 'off', true);
+UPDATE public.image_generations
+   SET progress = %(progress)s, stage = %(stage)s, message = %(message)s,
+       lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING cancel_requested;
+
+-- name: complete_task
+UPDATE public.image_generations
+   SET status = 'completed', result = %(result)s, progress = 1, stage = 'done', message = NULL,
+       lease_owner = NULL, lease_expires_at = NULL
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING false AS cancel_requested;
+
+-- name: fail_task
+UPDATE public.image_generations
+   SET status = 'failed', error = %(error)s, lease_owner = NULL, lease_expires_at = NULL
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING false AS cancel_requested;
+
+-- name: stop_task
+-- The worker has seen the request to cancel.
+UPDATE public.image_generations
+   SET status = 'canceled', lease_owner = NULL, lease_expires_at = NULL
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING false AS cancel_requested;
+
+-- name: retry_task
+-- Back into the queue, not before a while; a cancel that arrived meanwhile ends it instead.
+UPDATE public.image_generations
+   SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'pending' END::public.generation_status,
+       stage = 'waiting', message = %(message)s, progress = NULL,
+       run_after = now() + make_interval(secs => %(delay_seconds)s), lease_owner = NULL, lease_expires_at = NULL
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING false AS cancel_requested;
+
+-- name: release_task
+-- A worker that is told to stop gives its task back at once. The attempt stays counted: it is the fencing token.
+UPDATE public.image_generations
+   SET status = 'pending', stage = 'waiting', message = NULL, progress = NULL, lease_owner = NULL, lease_expires_at = NULL
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+RETURNING false AS cancel_requested;
+
+-- name: next_due
+-- Seconds until a task becomes claimable without anybody's notification: a retry that is due, a lease that runs out.
+SELECT extract(epoch FROM min(CASE status WHEN 'pending' THEN run_after ELSE lease_expires_at END) - now())::double precision
+       AS seconds
+  FROM public.image_generations
+ WHERE status IN ('pending', 'processing');
+
+-- name: cleanup_old_generations
+SELECT public.cleanup_old_generations();
+
+-- name: existing_tasks
+SELECT task_id FROM public.image_generations WHERE task_id = ANY (%(task_ids)s);
+
+
+-- Accounts, sessions and tokens (longpoll_service) -------------------------------------------------------------------
+
+-- name: register_account
+SELECT longpoll.register_account(%(email)s, %(password_hash)s)::text AS user_id;
+
+-- name: find_account
+SELECT user_id::text, email, password_hash FROM longpoll.accounts WHERE lower(email) = lower(%(email)s);
+
+-- name: update_password_hash
+UPDATE longpoll.accounts SET password_hash = %(password_hash)s WHERE user_id = %(user_id)s RETURNING user_id::text;
+
+-- name: create_session
+INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at)
+VALUES (%(secret_hash)s, %(user_id)s, %(expires_at)s)
+RETURNING user_id::text;
+
+-- name: find_credentials
+-- Sessions and tokens by the hashes of their secrets, in one read for many requests.
+SELECT encode(s.secret_hash, 'hex') AS secret_hash, s.user_id::text, a.email, s.expires_at
+  FROM longpoll.sessions AS s JOIN longpoll.accounts AS a USING (user_id)
+ WHERE s.secret_hash = ANY (%(secret_hashes)s) AND s.expires_at > now()
+UNION ALL
+SELECT encode(t.secret_hash, 'hex'), t.user_id::text, a.email, NULL
+  FROM longpoll.tokens AS t JOIN longpoll.accounts AS a USING (user_id)
+ WHERE t.secret_hash = ANY (%(secret_hashes)s);
+
+-- name: revoke_session
+DELETE FROM longpoll.sessions WHERE secret_hash = %(secret_hash)s RETURNING user_id::text;
+
+-- name: expire_sessions
+DELETE FROM longpoll.sessions WHERE expires_at < now() RETURNING user_id::text;
+
+-- name: create_token
+INSERT INTO longpoll.tokens (secret_hash, user_id, name)
+VALUES (%(secret_hash)s, %(user_id)s, %(name)s)
+RETURNING id::text, name, created_at;
+
+-- name: list_tokens
+SELECT id::text, name, created_at FROM longpoll.tokens WHERE user_id = %(user_id)s ORDER BY created_at DESC LIMIT 100;
+
+-- name: revoke_token
+DELETE FROM longpoll.tokens WHERE id::text = %(id)s AND user_id = %(user_id)s RETURNING id::text;
+
+
+-- The server about itself --------------------------------------------------------------------------------------------
+
+-- name: notify
+SELECT pg_notify(%(channel)s, %(payload)s), extract(epoch FROM clock_timestamp())::double precision AS database_time;
+
+-- name: ping
+SELECT 1 AS one;
+
+-- name: describe_role
+-- Who we are after taking on our role: the policies bind neither an owner nor a superuser.
+SELECT current_user::text AS role_name, r.rolsuper OR r.rolbypassrls AS unbound,
+       pg_has_role(current_user, c.relowner, 'USAGE') AS owner
+  FROM pg_roles AS r, pg_class AS c
+ WHERE r.rolname = current_user AND c.oid = 'public.image_generations'::regclass;
+
+-- name: notification_queue
+-- Asking also lets Postgres discard what every listener has read; a full queue would make each update fail.
+SELECT pg_notification_queue_usage() AS usage;

@@ -1,0 +1,70 @@
+/** Runs the long-poll client with a clock that stands still until a test moves it. */
+
+import { backoff, follow } from "/static/longpoll.js";
+import { Desk } from "/static/desk.js";
+
+/** No back-off is as long as the shortest watchdog. */
+const WATCHDOG_MS = 15000;
+
+const sleepers = new Set();
+const leaving = new AbortController();
+
+const harness = {
+  backoff,
+  time: 0,
+  luck: 1,
+  updates: [],
+  states: [],
+  pauses: [],
+  outcome: null,
+
+  /** Follow a task; what happens is written down. */
+  start(options) {
+    const { sleep } = harness;
+    follow("task-1", {
+      ...options,
+      sleep,
+      random: () => harness.luck,
+      now: () => harness.time,
+      signal: leaving.signal,
+      onUpdate: ({ version }) => harness.updates.push(version),
+      onState: (state) => harness.states.push(state),
+    }).then(
+      ({ version, status }) => (harness.outcome = { version, status }),
+      ({ name, code, status }) => (harness.outcome = { name, code, status }),
+    );
+  },
+
+  sleep(ms, signal) {
+    if (ms < WATCHDOG_MS) harness.pauses.push(ms);
+    return new Promise((resolve, reject) => {
+      const sleeper = { due: harness.time + ms, resolve };
+      sleepers.add(sleeper);
+      signal.addEventListener("abort", () => (sleepers.delete(sleeper), reject(signal.reason)));
+    });
+  },
+
+  /** Let time pass: who slept long enough awakes. */
+  advance(ms) {
+    harness.time += ms;
+    for (const sleeper of [...sleepers].filter(({ due }) => due <= harness.time)) {
+      sleepers.delete(sleeper);
+      sleeper.resolve();
+    }
+  },
+
+  leave: () => leaving.abort(),
+
+  /** Watch many tasks as a page does, the last one the newest. */
+  watch(count) {
+    const settings = { clientId: "page", holdSeconds: 30, clientTimeoutSeconds: 45, budgetSeconds: 600 };
+    const desk = new Desk(settings);
+    const watcher = { onUpdate() {}, onState() {}, onEnd() {}, onError() {} };
+    for (let index = 1; index <= count; index += 1) {
+      const createdAt = `2026-01-01T00:00:0${index}Z`;
+      desk.watch({ taskId: `task-${index}`, version: 1, createdAt }, watcher);
+    }
+  },
+};
+
+window.harness = harness;

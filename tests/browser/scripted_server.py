@@ -1,0 +1,125 @@
+"""A server whose every reply is decided by the test: it sees each request and answers when it likes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+
+from aiohttp import web
+
+HERE = Path(__file__).parent
+STATIC = HERE.parents[1] / "server" / "static"
+PAGE = '<!doctype html><link rel="icon" href="data:,"><script type="module" src="/harness.js"></script>'
+PATIENCE_SECONDS = 10
+HALF_A_REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+
+
+def describe(
+    version: int, *, task: str = "task-1", status: str = "processing", **poll: object
+) -> dict[str, object]:
+    """Make a status reply as the contract has it."""
+    told = {"reason": "change", "changed": True, "waitedMs": 0, "next": "again", "retryAfterMs": 0}
+    return {"data": {"taskId": task, "status": status, "version": version}, "poll": told | poll}
+
+
+class Ask:
+    """One status request, waiting for the test's answer."""
+
+    def __init__(self, request: web.Request) -> None:
+        self.query = request.query
+        self.gone = asyncio.Event()
+        self._request = request
+        self._answer: asyncio.Future[web.Response] = asyncio.get_running_loop().create_future()
+
+    @property
+    def instant(self) -> bool:
+        """Whether the client wants the state as it is, without a hold."""
+        return self.query.get("wait") == "0"
+
+    @property
+    def version(self) -> str | None:
+        """The version the client has seen."""
+        return self.query.get("version")
+
+    def tell(self, version: int, *, status: str = "processing", **poll: object) -> None:
+        """Answer with a state of the task that was asked for."""
+        body = describe(version, task=self.query["taskId"], status=status, **poll)
+        self._answer.set_result(web.json_response(body))
+
+    def refuse(
+        self, status: int, headers: Mapping[str, str] | None = None, **problem: object
+    ) -> None:
+        """Answer with an error."""
+        self._answer.set_result(web.json_response(problem, status=status, headers=headers))
+
+    def say(self, text: str) -> None:
+        """Answer 200 with something that is not of this server: a captive portal's page."""
+        self._answer.set_result(web.Response(text=text, content_type="text/html"))
+
+    def break_off(self) -> None:
+        """Close the connection in the middle of the reply: before it, Chromium would ask again itself."""
+        if self._request.transport is not None:
+            self._request.transport.write(HALF_A_REPLY)
+            self._request.transport.close()
+
+    async def wait(self) -> web.Response:
+        """Hold the request until the test has answered, or the client has gone."""
+        try:
+            return await self._answer
+        except asyncio.CancelledError:
+            self.gone.set()
+            raise
+
+    async def wait_until_gone(self) -> None:
+        """Return when the client has closed the connection."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await self.gone.wait()
+
+
+class ScriptedServer:
+    """A real aiohttp server on a free port: the client's modules, an empty page, and the status."""
+
+    def __init__(self) -> None:
+        self.arrived: asyncio.Queue[Ask] = asyncio.Queue()
+        self.held = 0
+        self.most_held = 0
+        app = web.Application()
+        app.router.add_get("/", self._serve_page)
+        app.router.add_get("/harness.js", self._serve_harness)
+        app.router.add_get("/api/generate/status", self._hold)
+        app.router.add_static("/static", STATIC)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+        self.url = ""
+
+    async def start(self) -> None:
+        """Listen on a free port of this machine."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        host, port = self._runner.addresses[0][:2]
+        self.url = f"http://{host}:{port}/"
+
+    async def stop(self) -> None:
+        """Close every connection."""
+        await self._runner.cleanup()
+
+    async def next_ask(self) -> Ask:
+        """Wait for the client's next request."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self.arrived.get()
+
+    async def _hold(self, request: web.Request) -> web.Response:
+        ask = Ask(request)
+        self.held += 1
+        self.most_held = max(self.most_held, self.held)
+        self.arrived.put_nowait(ask)
+        try:
+            return await ask.wait()
+        finally:
+            self.held -= 1
+
+    async def _serve_page(self, _request: web.Request) -> web.Response:
+        return web.Response(text=PAGE, content_type="text/html")
+
+    async def _serve_harness(self, _request: web.Request) -> web.FileResponse:
+        return web.FileResponse(HERE / "harness.js")
