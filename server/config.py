@@ -123,11 +123,8 @@ class Config:
 
     def replace(self, **sections: Mapping[str, object]) -> Config:
         """Return a copy in which the named keys of the named sections differ."""
-        changed = {
-            name: dataclasses.replace(getattr(self, name), **values)  # type: ignore[arg-type]
-            for name, values in sections.items()
-        }
-        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
+        changed = {name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
+        return dataclasses.replace(self, **changed)
 
 
 def load(path: Path | None, environment: Mapping[str, str]) -> Config:
@@ -146,7 +143,9 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     sections = {section.name: section for section in dataclasses.fields(Config)}
     for name in given:
         _check_name(name, sections, "section")
-    config = Config(**{name: _section(name, kind.default_factory, given.get(name, {})) for name, kind in sections.items()})
+    config = Config(
+        **{name: _section(name, kind.default_factory, given.get(name, {})) for name, kind in sections.items()}
+    )
     _check_together(config)
     return config
 
@@ -158,7 +157,9 @@ def _read_file(path: Path) -> dict[str, dict[str, object]]:
         raise ConfigurationError(f"{path} can't be read: {error}") from error
     for name, section in content.items():
         if not isinstance(section, dict):
-            raise ConfigurationError(f"{path}: {name!r} stands outside any section; it belongs below a line like [server]")
+            raise ConfigurationError(
+                f"{path}: {name!r} stands outside any section; it belongs below a line like [server]"
+            )
     return content
 
 
@@ -195,7 +196,7 @@ def _text(name: str, given: object) -> str:
 
 def _integer(name: str, given: object) -> int:
     try:
-        if isinstance(given, bool) or isinstance(given, float):
+        if isinstance(given, bool | float):
             raise ValueError
         return int(given)  # type: ignore[call-overload, no-any-return]
     except (TypeError, ValueError):

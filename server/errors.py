@@ -1,17 +1,17 @@
 """Every error this project raises on purpose.
 
-    ServerError
-    ├── ConfigurationError        a setting is wrong: the start is refused
-    ├── StorageError
-    │   ├── DatabaseUnavailable   Postgres can't be reached, or didn't answer in time
-    │   ├── ConstraintViolated    a statement would break a rule of the schema
-    │   ├── MigrationError        the schema can't be brought up to date
-    │   └── EmbeddedPostgresError the embedded server can't be started
-    ├── GenerationError           a generator couldn't make the picture
-    │   ├── GenerationCanceled    its owner asked it to stop
-    │   └── LeaseLost             another worker has taken the task over
-    └── Problem                   what a client is told, as application/problem+json
-        └── BadRequest, NotSignedIn, TaskNotFound, …
+ServerError
+├── ConfigurationError        a setting is wrong: the start is refused
+├── StorageError
+│   ├── DatabaseUnavailable   Postgres can't be reached, or didn't answer in time
+│   ├── ConstraintViolated    a statement would break a rule of the schema
+│   ├── MigrationError        the schema can't be brought up to date
+│   └── EmbeddedPostgresError the embedded server can't be started
+├── GenerationError           a generator couldn't make the picture
+│   ├── GenerationCanceled    its owner asked it to stop
+│   └── LeaseLost             another worker has taken the task over
+└── Problem                   what a client is told, as application/problem+json
+    └── BadRequest, NotSignedIn, TaskNotFound, …
 """
 
 from __future__ import annotations

@@ -37,16 +37,24 @@ class Metrics:
         self.listener_reconnects = Counter(
             "longpoll_listener_reconnects", "Attempts to get the LISTEN connection back", registry=registry
         )
-        self.requests = Counter("longpoll_http_requests", "Requests answered", ["route", "method", "code"], registry=registry)
+        self.requests = Counter(
+            "longpoll_http_requests", "Requests answered", ["route", "method", "code"], registry=registry
+        )
         self.request_seconds = Histogram(
             "longpoll_http_request_seconds", "Time to answer, without the time held", ["route"], registry=registry
         )
         self.malformed_requests = Counter(
             "longpoll_malformed_requests", "Requests that were not HTTP", registry=registry
         )
-        self.crashes = Counter("longpoll_request_crashes", "Requests that ended in an unforeseen error", registry=registry)
+        self.crashes = Counter(
+            "longpoll_request_crashes", "Requests that ended in an unforeseen error", registry=registry
+        )
         self.task_processing_seconds = Histogram(
-            "longpoll_task_processing_seconds", "From claim to end of a task", ["outcome"], buckets=_WORK, registry=registry
+            "longpoll_task_processing_seconds",
+            "From claim to end of a task",
+            ["outcome"],
+            buckets=_WORK,
+            registry=registry,
         )
         self.task_retries = Counter("longpoll_task_retries", "Tasks put back into the queue", registry=registry)
         self.leases_lost = Counter("longpoll_leases_lost", "Writes refused for want of a lease", registry=registry)

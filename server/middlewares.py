@@ -73,9 +73,9 @@ async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> we
             return error
         return await problem_reply(request, _as_problem(error))
     except DatabaseUnavailable as error:
-        problem = Unavailable("The database can't be reached just now.", retry_after=2)
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
-        return await problem_reply(request, problem)
+        wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
+        return await problem_reply(request, Unavailable("The database can't be reached just now.", retry_after=wait))
     except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
         metrics.crashes.inc()
         logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
@@ -112,7 +112,9 @@ def _record(
     took = seconds - trace.held_seconds
     metrics.requests.labels(route, request.method, status).inc()
     metrics.request_seconds.labels(route).observe(took)
-    if (route in _QUIET_ROUTES and status < 400) or (trace.outcome == "timeout" and random.random() >= logging.timeout_sample):
+    if (route in _QUIET_ROUTES and status < 400) or (
+        trace.outcome == "timeout" and random.random() >= logging.timeout_sample
+    ):
         return
     logs.log.info(
         logs.POLL_FINISHED if route == _POLL_ROUTE else logs.REQUEST_FINISHED,
@@ -153,5 +155,3 @@ def guard(clients: Clients, settings: config.Limits) -> Callable[..., Awaitable[
         return await handler(request)
 
     return middleware
-
-

@@ -31,7 +31,9 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
         response = await aiohttp_jinja2.render_template_async("error.html", request, context, status=problem.status)
     else:
         response = web.Response(
-            body=orjson.dumps(describe(problem, request)), status=problem.status, content_type="application/problem+json"
+            body=orjson.dumps(describe(problem, request)),
+            status=problem.status,
+            content_type="application/problem+json",
         )
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))

@@ -28,7 +28,7 @@ async def serve(config: Config, dsn: str, where: str) -> int:
     """Bring the schema up to date and serve until SIGINT or SIGTERM."""
     await _migrate(config, dsn)
     app = build_app(config, dsn)
-    async with _running(app, config) as port:
+    async with running(app, config) as port:
         _announce(config, port, where, app)
         await until_told_to_stop()
         await _drain(app, config.server.drain_seconds)
@@ -89,10 +89,9 @@ async def _migrate(config: Config, dsn: str) -> list[str]:
     return await migrations.migrate(database.admin_dsn, grant_to=login_role(dsn))
 
 
-@contextlib.asynccontextmanager
-async def _running(app: web.Application, config: Config) -> AsyncIterator[int]:
-    server = config.server
-    runner = web.AppRunner(
+def make_runner(app: web.Application) -> web.AppRunner:
+    """Return what runs the application, wherever its sockets come from."""
+    return web.AppRunner(
         app,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
@@ -100,30 +99,48 @@ async def _running(app: web.Application, config: Config) -> AsyncIterator[int]:
         keepalive_timeout=75.0,
         shutdown_timeout=5.0,
     )
-    await runner.setup()
+
+
+@contextlib.asynccontextmanager
+async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
+    """Serve while the block runs; gives the port.
+
+    Raises:
+        ConfigurationError: the address can't be used, or the certificate.
+    """
+    runner = make_runner(app)
     try:
+        await runner.setup()
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
-        site = web.TCPSite(
-            runner,
-            server.host,
-            server.port,
-            ssl_context=_tls_context(config),
-            reuse_port=server.reuse_port or None,
-            backlog=4096,
-        )
-        try:
-            await site.start()
-        except OSError as error:
-            raise ConfigurationError(
-                f"can't listen on {server.host}:{server.port}: {error.strerror or error}"
-            ) from error
-        _tame_collector()
+        await _open_port(runner, config)
+        tame_collector()
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
 
 
-def _tls_context(config: Config) -> ssl.SSLContext | None:
+async def _open_port(runner: web.AppRunner, config: Config) -> None:
+    server = config.server
+    site = web.TCPSite(
+        runner,
+        server.host,
+        server.port,
+        ssl_context=tls_context(config),
+        reuse_port=server.reuse_port or None,
+        backlog=4096,
+    )
+    try:
+        await site.start()
+    except OSError as error:
+        raise ConfigurationError(f"can't listen on {server.host}:{server.port}: {error.strerror or error}") from error
+
+
+def tls_context(config: Config) -> ssl.SSLContext | None:
+    """Return what https needs, or None if this server speaks plain http.
+
+    Raises:
+        ConfigurationError: the certificate or its key can't be used.
+    """
     if not config.server.tls_certificate:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -134,7 +151,7 @@ def _tls_context(config: Config) -> ssl.SSLContext | None:
     return context
 
 
-def _tame_collector() -> None:
+def tame_collector() -> None:
     """Keep the garbage collector from walking over every held request again and again.
 
     Held requests are many, long-lived and without cycles: with the default thresholds a full collection stops the loop

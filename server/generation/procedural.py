@@ -18,9 +18,9 @@ from PIL import Image
 
 from server.errors import GenerationError
 from server.generation.generator import GenerationRequest, Picture, Step
-from server.generation.painting import Painting, bloom, follow_guide
-from server.generation.palettes import srgb_from_linear
-from server.generation.scenes import SCENES, begin_painting
+from server.generation.paint.canvas import Painting, bloom, follow_guide
+from server.generation.paint.palettes import srgb_from_linear
+from server.generation.paint.scenes import SCENES, begin_painting
 
 _Result = TypeVar("_Result")
 

@@ -106,7 +106,11 @@ class Worker:
         seconds = time.monotonic() - started
         self._metrics.task_processing_seconds.labels(outcome).observe(seconds)
         logs.log.info(
-            logs.TASK_FINISHED, task_id=claim.task_id, attempt=claim.attempt, outcome=outcome, took_ms=round(seconds * 1000)
+            logs.TASK_FINISHED,
+            task_id=claim.task_id,
+            attempt=claim.attempt,
+            outcome=outcome,
+            took_ms=round(seconds * 1000),
         )
         return True
 

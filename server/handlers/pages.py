@@ -22,9 +22,7 @@ _BUDGET_SECONDS: Final = 600
 
 async def generate(request: web.Request) -> web.Response:
     """Show the form, and the cards of what is being made."""
-    return await _page(
-        request, "generate.html", sizes=list(SIZES), default_size=DEFAULT_SIZE, max_prompt=MAX_PROMPT
-    )
+    return await _page(request, "generate.html", sizes=list(SIZES), default_size=DEFAULT_SIZE, max_prompt=MAX_PROMPT)
 
 
 async def history(request: web.Request) -> web.Response:
@@ -32,9 +30,7 @@ async def history(request: web.Request) -> web.Response:
     user = await signed_in_user(request)
     tasks, cursor = await read_page(request, user.user_id)
     described = [{**task.describe(), "prompt": task.prompt} for task in tasks]
-    return await _page(
-        request, "history.html", tasks=described, next_cursor=cursor, status=request.query.get("status")
-    )
+    return await _page(request, "history.html", tasks=described, next_cursor=cursor, status=request.query.get("status"))
 
 
 async def task(request: web.Request) -> web.Response:
@@ -62,9 +58,7 @@ async def _account_page(request: web.Request, template: str) -> web.Response:
     target = safe_target(request.query.get("next"))
     if await find_user(request) is not None:
         return web.Response(status=303, headers={"Location": target})
-    return await aiohttp_jinja2.render_template_async(
-        template, request, {"error": None, "email": "", "next": target}
-    )
+    return await aiohttp_jinja2.render_template_async(template, request, {"error": None, "email": "", "next": target})
 
 
 async def _page(request: web.Request, template: str, **context: object) -> web.Response:

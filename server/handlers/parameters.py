@@ -66,7 +66,9 @@ def preferred_wait(request: web.Request, longest: float) -> float | None:
 async def json_object(request: web.Request, *, known: frozenset[str]) -> dict[str, object]:
     """Return the body, a JSON object that has no other members than the known ones."""
     body = await read_within(request, request.content.read(MAX_JSON_BYTES + 1))
-    while len(body) <= MAX_JSON_BYTES and (more := await read_within(request, request.content.read(MAX_JSON_BYTES + 1))):
+    while len(body) <= MAX_JSON_BYTES and (
+        more := await read_within(request, request.content.read(MAX_JSON_BYTES + 1))
+    ):
         body += more
     if len(body) > MAX_JSON_BYTES:
         raise PayloadTooLarge(f"The body may have at most {MAX_JSON_BYTES} bytes.")

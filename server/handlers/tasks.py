@@ -265,7 +265,11 @@ async def image(request: web.Request) -> web.Response:
     if task.status != "completed":
         raise TaskNotFound("This task has no picture.")
     name = result_name(task_id, int(str(task.describe()["attempt"])))
-    headers = {"ETag": f'"{name}"', "Cache-Control": "private, max-age=86400", "Content-Disposition": f'inline; filename="{name}"'}
+    headers = {
+        "ETag": f'"{name}"',
+        "Cache-Control": "private, max-age=86400",
+        "Content-Disposition": f'inline; filename="{name}"',
+    }
     if f'"{name}"' in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
     content = await request.app[IMAGES].get(name)
@@ -300,4 +304,3 @@ def _read_cursor(value: str) -> tuple[dt.datetime, str]:
     if moment.tzinfo is None:
         raise BadRequest("cursor must be the nextCursor of an earlier page.")
     return moment, task_id
-

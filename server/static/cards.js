@@ -18,7 +18,7 @@ const LABELS = {
   canceled: "Canceled",
 };
 
-const times = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const times = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
 
 /** Show a `<time>` in the reader's zone and language. @param {HTMLTimeElement} element @param {string} moment */
 export function showTime(element, moment) {
@@ -32,6 +32,12 @@ function spellDuration(seconds) {
   const minutes = Math.floor(seconds / 60);
   const rest = Math.round(seconds % 60);
   return minutes < 10 && rest ? `${minutes} min ${rest} s` : `${minutes} min`;
+}
+
+/** @param {number} seconds an estimate: no more exact than it is */
+function spellRest(seconds) {
+  if (seconds < 1) return "Any moment now";
+  return `About ${seconds < 60 ? spellDuration(seconds) : `${Math.round(seconds / 60)} min`} left`;
 }
 
 /** @param {string} name a stage as the server calls it */
@@ -150,7 +156,7 @@ export class Card {
     }
     if (typeof etaSeconds === "number") {
       const left = etaSeconds - (performance.now() - (this.receivedAt ?? 0)) / 1000;
-      facts.push(left > 1 ? `About ${spellDuration(left)} left` : "Any moment now");
+      facts.push(spellRest(left));
     }
     if (attempt > 1) facts.push(`Attempt ${attempt}`);
     return facts;

@@ -2,14 +2,16 @@
 /**
  * Who may poll: the desk shares the page's few connections among its unfinished tasks.
  *
- * HTTP/1.1 gives a browser six connections to one host. A page uses at most four for polls, so that
- * a submit or a picture never queues behind a hold. The newest tasks are held; when there are more
- * than four, the others are asked in rounds, one at a time, without a hold. A transport that asks
- * for all tasks in one request can replace this file: the cards know only `watch` and `forget`.
+ * HTTP/1.1 gives a browser six connections to one host. A page uses at most four for polls, all tabs
+ * together hold at most four, so that a submit or a picture never queues behind a hold. The newest
+ * tasks are held; those that find no place are asked in rounds, one at a time, without a hold. A
+ * transport that asks for all tasks in one request can replace this file: the cards know only `watch`
+ * and `forget`.
  */
 
 import { ApiError, isPassing } from "./api.js";
 import { askStatus, backoff, finalError, follow, isFinished, sleep } from "./longpoll.js";
+import { takeSlot } from "./slots.js";
 
 /** @typedef {import("./api.js").Task} Task */
 /**
@@ -24,7 +26,8 @@ import { askStatus, backoff, finalError, follow, isFinished, sleep } from "./lon
  * @property {string} createdAt
  * @property {number} version
  * @property {Watcher} watcher
- * @property {AbortController|null} holding
+ * @property {AbortController|null} holding while a poll is held
+ * @property {Promise<void>} ended when the last held poll has given back its slot
  *
  * @typedef {{clientId: string, holdSeconds: number, clientTimeoutSeconds: number, budgetSeconds: number}} Settings
  */
@@ -39,6 +42,7 @@ export class Desk {
     this.settings = settings;
     /** @type {Map<string, Entry>} */
     this.entries = new Map();
+    this.arranged = Promise.resolve();
     this.going = false;
     this.failures = 0;
   }
@@ -47,7 +51,8 @@ export class Desk {
   watch(task, watcher) {
     this.forget(task.taskId);
     const { taskId, createdAt, version } = task;
-    this.entries.set(taskId, { taskId, createdAt, version, watcher, holding: null });
+    const idle = { holding: null, ended: Promise.resolve() };
+    this.entries.set(taskId, { taskId, createdAt, version, watcher, ...idle });
     this.arrange();
   }
 
@@ -56,30 +61,46 @@ export class Desk {
     const entry = this.entries.get(taskId);
     if (!entry) return;
     this.entries.delete(taskId);
-    this.release(entry);
+    const ended = this.release(entry);
+    this.arranged = this.arranged.then(() => ended);
     this.arrange();
   }
 
-  /** Hold polls for the newest tasks, release the others into the rounds. */
+  /** Share the connections anew, one arrangement after the other. */
   arrange() {
-    const newestFirst = [...this.entries.values()].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
-    const crowded = newestFirst.length > POLLS_IN_FLIGHT;
-    const held = crowded ? POLLS_IN_FLIGHT - 1 : POLLS_IN_FLIGHT;
-    newestFirst.slice(held).forEach((entry) => this.release(entry));
-    newestFirst.slice(0, held).forEach((entry) => entry.holding ?? this.hold(entry));
-    if (crowded && !this.going) this.goRounds();
+    this.arranged = this.arranged.then(() => this.settle());
+    return this.arranged;
   }
 
-  /** @param {Entry} entry */
+  /** Hold polls for the newest tasks, release the others into the rounds. */
+  async settle() {
+    const newestFirst = [...this.entries.values()].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
+    const crowded = newestFirst.length > POLLS_IN_FLIGHT;
+    const places = crowded ? POLLS_IN_FLIGHT - 1 : POLLS_IN_FLIGHT;
+    await Promise.all(newestFirst.slice(places).map((entry) => this.release(entry)));
+    const free = newestFirst.slice(0, places).filter(({ holding }) => !holding);
+    await Promise.all(free.map((entry) => this.hold(entry)));
+    this.goRounds();
+  }
+
+  /** End a task's held poll; resolves when its slot is given back. @param {Entry} entry */
   release(entry) {
     entry.holding?.abort();
     entry.holding = null;
+    return entry.ended;
   }
 
-  /** @param {Entry} entry */
+  /** Hold a poll for a task, unless other tabs hold all there may be. @param {Entry} entry */
   async hold(entry) {
-    const holding = new AbortController();
-    entry.holding = holding;
+    const giveBack = await takeSlot().catch(() => () => {});
+    if (!giveBack) return;
+    if (this.entries.get(entry.taskId) !== entry) return giveBack();
+    entry.holding = new AbortController();
+    entry.ended = this.follow(entry, entry.holding).finally(giveBack);
+  }
+
+  /** @param {Entry} entry @param {AbortController} holding */
+  async follow(entry, holding) {
     const onUpdate = (/** @type {Task} */ data) => this.show(entry, data);
     const { onState } = entry.watcher;
     const { version } = entry;
@@ -93,10 +114,12 @@ export class Desk {
 
   /** Ask for the tasks that have no held poll, one after another, while there are any. */
   async goRounds() {
+    if (this.going) return;
     this.going = true;
     for (let entry; (entry = this.nextWaiting()); ) {
       const extra = document.visibilityState === "visible" ? await this.visit(entry) : 0;
       await sleep(ROUND_MS + extra, new AbortController().signal);
+      await this.arrange();
     }
     this.going = false;
   }

@@ -13,7 +13,7 @@ import getpass
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -45,7 +45,7 @@ class _ByDescriptor:
         os.fstat(readers[0])
 
 
-aiopg.connection.select = _ByDescriptor  # type: ignore[assignment]
+aiopg.connection.select = _ByDescriptor  # type: ignore[assignment, attr-defined]
 
 
 class Role(StrEnum):
@@ -62,7 +62,7 @@ def read_queries(text: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def translated_errors() -> AsyncIterator[None]:  # type: ignore[misc]
+def translated_errors() -> Iterator[None]:
     """Turn whatever the driver raises into this project's errors: the border that no psycopg2 exception passes."""
     try:
         yield
@@ -202,7 +202,9 @@ class Database:
                     " database.admin_dsn, which makes them and grants them to the role of database.dsn"
                 ) from error
             if role is None or role.unbound or role.owner:
-                raise ConfigurationError("the row policies don't bind the role of database.dsn: it owns the table or bypasses them")
+                raise ConfigurationError(
+                    "the row policies don't bind the role of database.dsn: it owns the table or bypasses them"
+                )
 
     async def notify(self, channel: str, payload: str) -> None:
         """Send a notification, and learn on the way how far the database's clock is from ours."""

@@ -52,7 +52,11 @@ class FileImages:
         await asyncio.to_thread(self._delete_task, task_id)
 
     async def sweep(
-        self, existing: Callable[[Sequence[str]], Awaitable[set[str]]], *, older_than_seconds: float, batch_size: int = 500
+        self,
+        existing: Callable[[Sequence[str]], Awaitable[set[str]]],
+        *,
+        older_than_seconds: float,
+        batch_size: int = 500,
     ) -> int:
         """Delete the files of tasks that are no more; returns how many. Young files are left: their row may be coming."""
         old = await asyncio.to_thread(self._files_before, time.time() - older_than_seconds)

@@ -99,7 +99,9 @@ class Listener:
                 if heartbeat.done():
                     heartbeat.result()
                 attempt = 0 if self.healthy else attempt + 1
-                logs.log.warning(logs.LISTENER_LOST, attempt=attempt, error=str(error).strip(), kind=type(error).__name__)
+                logs.log.warning(
+                    logs.LISTENER_LOST, attempt=attempt, error=str(error).strip(), kind=type(error).__name__
+                )
             finally:
                 self._connection = None
                 self._give_up_health()
@@ -175,8 +177,9 @@ class Listener:
 def _next_in_burst(connection: aiopg.Connection) -> psycopg2.extensions.Notify | None:
     """Return the next notification if it is here already; get() would cost a task and two futures each."""
     try:
-        return connection.notifies.get_nowait()
-    except asyncio.QueueEmpty:
-        return None
+        notification: psycopg2.extensions.Notify = connection.notifies.get_nowait()
     except psycopg2.Error:
         return None  # closed and empty: get() raises it next
+    except asyncio.QueueEmpty:
+        return None
+    return notification

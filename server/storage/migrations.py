@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import aiopg
 
@@ -68,7 +68,9 @@ async def migrate(dsn: str, *, grant_to: str | None = None, migrations: list[Mig
     async with connected(dsn, _PATIENCE_SECONDS) as connection:
         await _run(connection, f"SELECT pg_advisory_lock({_LOCK})")
         await _run(connection, f"SET statement_timeout = 0; {_LEDGER}")
-        applied = dict(await _run(connection, "SELECT name, checksum FROM longpoll.migrations ORDER BY name"))
+        applied: dict[str, str] = dict(
+            await _run(connection, "SELECT name, checksum FROM longpoll.migrations ORDER BY name")
+        )
         _check(wanted, applied)
         pending = [migration for migration in wanted if migration.name not in applied]
         for migration in pending:
@@ -116,8 +118,8 @@ async def _apply(connection: aiopg.Connection, migration: Migration) -> None:
     logs.log.info(logs.MIGRATION_APPLIED, name=migration.name)
 
 
-async def _run(connection: aiopg.Connection, statement: str) -> list[tuple[str, ...]]:
+async def _run(connection: aiopg.Connection, statement: str) -> list[Any]:
     with translated_errors():
         async with connection.cursor(timeout=_PATIENCE_SECONDS) as cursor:
             await cursor.execute(statement)
-            return await cursor.fetchall() if cursor.description else []  # type: ignore[no-any-return]
+            return await cursor.fetchall() if cursor.description else []

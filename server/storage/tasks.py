@@ -169,10 +169,16 @@ class OwnTasks:
         if created is not None:
             return created
         earlier = await self._database.fetch_one(
-            "find_idempotent_task", _Replay, user=task.user_id, user_id=task.user_id, idempotency_key=task.idempotency_key
+            "find_idempotent_task",
+            _Replay,
+            user=task.user_id,
+            user_id=task.user_id,
+            idempotency_key=task.idempotency_key,
         )
         if earlier is None or bytes(earlier.request_digest or b"") != task.request_digest:
-            raise IdempotencyMismatch("This Idempotency-Key belongs to another request; use a new key for a new picture.")
+            raise IdempotencyMismatch(
+                "This Idempotency-Key belongs to another request; use a new key for a new picture."
+            )
         return earlier.task_id
 
     async def cancel(self, user_id: str, task_id: str) -> str | None:

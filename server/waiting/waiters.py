@@ -79,9 +79,7 @@ class Hold:
 class Waiters:
     """All holds of this process, and the rules on how many there may be."""
 
-    def __init__(
-        self, *, max_held: int, max_held_per_user: int, chance: Callable[[], float] = random.random
-    ) -> None:
+    def __init__(self, *, max_held: int, max_held_per_user: int, chance: Callable[[], float] = random.random) -> None:
         """Make an empty registry. `chance` gives numbers in 0..1."""
         self.max_held = max_held
         self.max_held_per_user = max_held_per_user

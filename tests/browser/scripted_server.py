@@ -15,9 +15,7 @@ PATIENCE_SECONDS = 10
 HALF_A_REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
 
 
-def describe(
-    version: int, *, task: str = "task-1", status: str = "processing", **poll: object
-) -> dict[str, object]:
+def describe(version: int, *, task: str = "task-1", status: str = "processing", **poll: object) -> dict[str, object]:
     """Make a status reply as the contract has it."""
     told = {"reason": "change", "changed": True, "waitedMs": 0, "next": "again", "retryAfterMs": 0}
     return {"data": {"taskId": task, "status": status, "version": version}, "poll": told | poll}
@@ -47,9 +45,7 @@ class Ask:
         body = describe(version, task=self.query["taskId"], status=status, **poll)
         self._answer.set_result(web.json_response(body))
 
-    def refuse(
-        self, status: int, headers: Mapping[str, str] | None = None, **problem: object
-    ) -> None:
+    def refuse(self, status: int, headers: Mapping[str, str] | None = None, **problem: object) -> None:
         """Answer with an error."""
         self._answer.set_result(web.json_response(problem, status=status, headers=headers))
 

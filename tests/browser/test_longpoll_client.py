@@ -221,9 +221,7 @@ async def test_a_silent_server_is_given_up_and_asked_again(client: Client) -> No
 # What ends it
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(401, "not_signed_in"), (404, "task_not_found"), (410, "task_deleted")]
-)
+@pytest.mark.parametrize(("status", "code"), [(401, "not_signed_in"), (404, "task_not_found"), (410, "task_deleted")])
 async def test_some_refusals_are_final(client: Client, status: int, code: str) -> None:
     held = await client.start_held()
     held.refuse(status)
@@ -408,3 +406,23 @@ async def test_a_page_of_many_tasks_holds_the_newest_and_asks_for_the_others_in_
     assert held == {"task-6", "task-5", "task-4"}
     assert {ask.query["taskId"] for ask in looks} == {"task-1", "task-2", "task-3"}
     assert client.server.most_held == 4
+
+
+async def test_tabs_share_the_held_polls_of_the_browser(client: Client) -> None:
+    await client.page.evaluate("harness.watch(4)")
+    holds = [await client.server.next_ask() for _ in range(4)]
+    other = await client.page.context.new_page()
+    await other.goto(client.server.url)
+    await other.wait_for_function("window.harness")
+    await other.evaluate("harness.watch(1)")
+    look = await client.server.next_ask()
+    await client.page.goto("about:blank")
+    for hold in holds:
+        await hold.wait_until_gone()
+    while look.instant:
+        look.tell(1, reason="immediate", changed=False)
+        look = await client.server.next_ask()
+    await other.close()
+
+    assert not any(hold.instant for hold in holds)
+    assert client.server.most_held == 5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.generation.fields import Plane, below, cloud, ridge, sample, smooth
-from server.generation.painting import Painting
-from server.generation.skies import paint_weather
+from server.generation.paint.fields import Plane, below, cloud, ridge, sample, smooth
+from server.generation.paint.canvas import Painting
+from server.generation.paint.skies import paint_weather
 
 
 def paint_mountains(painting: Painting) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from server.generation.generator import GenerationRequest
-from server.generation.landscapes import light_landscape, paint_desert, paint_mountains, paint_sea
-from server.generation.painting import DAYLIGHT, Guide, Painting
-from server.generation.palettes import (
+from server.generation.paint.landscapes import light_landscape, paint_desert, paint_mountains, paint_sea
+from server.generation.paint.canvas import DAYLIGHT, Guide, Painting
+from server.generation.paint.palettes import (
     CHOICE,
     MOODS,
     SUBJECTS,
@@ -19,7 +19,7 @@ from server.generation.palettes import (
     palette_of_colours,
     palette_of_reference,
 )
-from server.generation.patterns import (
+from server.generation.paint.patterns import (
     light_blossoms,
     light_deep,
     light_folds,
@@ -30,9 +30,9 @@ from server.generation.patterns import (
     paint_garden,
     paint_nebula,
 )
-from server.generation.prompts import Reading, read_prompt
-from server.generation.silhouettes import light_city, light_forest, paint_city, paint_forest
-from server.generation.skies import paint_sky
+from server.generation.paint.prompts import Reading, read_prompt
+from server.generation.paint.silhouettes import light_city, light_forest, paint_city, paint_forest
+from server.generation.paint.skies import paint_sky
 
 Stroke = Callable[[Painting], None]
 """Something that changes a painting in place; blocks for some tenths of a second."""

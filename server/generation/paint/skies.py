@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from server.generation.fields import Plane, cloud, coverage, ridge, smooth
-from server.generation.painting import Painting
+from server.generation.paint.fields import Plane, cloud, coverage, ridge, smooth
+from server.generation.paint.canvas import Painting
 
 
 def paint_sky(painting: Painting) -> None:

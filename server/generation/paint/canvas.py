@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from server.generation.fields import Line, Pixels, Plane, blurred, coordinates, resized
-from server.generation.palettes import Colours, Palette, linear_from_srgb
-from server.generation.prompts import Reading
+from server.generation.paint.fields import Line, Pixels, Plane, blurred, coordinates, resized
+from server.generation.paint.palettes import Colours, Palette, linear_from_srgb
+from server.generation.paint.prompts import Reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from server.generation.fields import Pixels, Plane
+from server.generation.paint.fields import Pixels, Plane
 
 Colours = npt.NDArray[np.float32]
 """A float32 array (…, 3) of colours; which space they are in is said beside it."""
