@@ -36,7 +36,7 @@ from server.waiting.board import Board
 from server.waiting.polling import Polling
 from server.waiting.waiters import Waiters
 
-WORKERS: Final = web.AppKey("workers", list[Worker])
+WORKERS: Final = web.AppKey("workers", tuple[Worker, ...])
 _READY_SECONDS: Final = 15.0
 _CLEAN_EVERY_SECONDS: Final = 3600.0
 _KEEP_ORPHANS_SECONDS: Final = 3600.0
@@ -106,7 +106,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     board = Board(
         read=tasks.read,
         read_versions=tasks.read_versions,
-        barrier=lambda: listener.barrier(),
+        barrier=lambda: listener.barrier(),  # noqa: PLW0108 - made below: the two know each other
         sweep_seconds=polling.sweep_seconds,
         linger_seconds=polling.linger_seconds,
         metrics=metrics,
@@ -137,7 +137,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     )
     app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
-    app[WORKERS] = workers
+    app[WORKERS] = tuple(workers)
     metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
     metrics.gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
     metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
@@ -242,6 +242,6 @@ def _static_version() -> str:
 
 def server_logger(metrics: Metrics) -> logging.Logger:
     """Return the logger for aiohttp's protocol: a malformed request is counted and sampled, never a traceback."""
-    logger = logging.Logger("aiohttp.server", logging.WARNING)
+    logger = logging.Logger("aiohttp.server", logging.WARNING)  # noqa: LOG001 - one of its own for each application
     logger.addHandler(logs.MalformedRequests(metrics.malformed_requests.inc))
     return logger

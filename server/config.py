@@ -6,6 +6,7 @@ An unknown name or an impossible value stops the start: a typo must never become
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -195,23 +196,20 @@ def _text(name: str, given: object) -> str:
 
 
 def _integer(name: str, given: object) -> int:
-    try:
-        if isinstance(given, bool | float):
-            raise ValueError
-        return int(given)  # type: ignore[call-overload, no-any-return]
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"{name} is {given!r}; it must be a whole number") from None
+    if isinstance(given, int) and not isinstance(given, bool):
+        return given
+    if isinstance(given, str) and given.strip().lstrip("-").isdecimal():
+        return int(given)
+    raise ConfigurationError(f"{name} is {given!r}; it must be a whole number")
 
 
 def _float(name: str, given: object) -> float:
-    try:
-        if isinstance(given, bool):
-            raise ValueError
-        value = float(given)  # type: ignore[arg-type]
-        if not math.isfinite(value):
-            raise ValueError
-    except (TypeError, ValueError):
-        raise ConfigurationError(f"{name} is {given!r}; it must be a number") from None
+    value = math.nan
+    if isinstance(given, str | int | float) and not isinstance(given, bool):
+        with contextlib.suppress(ValueError):
+            value = float(given)
+    if not math.isfinite(value):
+        raise ConfigurationError(f"{name} is {given!r}; it must be a number")
     return value
 
 

@@ -30,6 +30,7 @@ from server.metrics import Metrics
 from server.replies import problem_reply
 
 _POLL_ROUTE: Final = "/api/generate/status"
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
 
 _SECURITY_HEADERS: Final = {
@@ -56,7 +57,9 @@ def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitabl
             response = await _reply(request, handler, metrics)
             status = response.status
         finally:
-            _record(request, trace, status, time.perf_counter() - started, metrics, logging)
+            seconds = time.perf_counter() - started
+            _measure(request, trace, status, seconds, metrics)
+            _log(request, trace, status, seconds, logging)
         _complete(response, trace.request_id)
         return response
 
@@ -104,17 +107,23 @@ def _complete(response: web.StreamResponse, request_id: str) -> None:
     headers.setdefault("Cache-Control", "private, no-store")
 
 
-def _record(
-    request: web.Request, trace: Trace, status: int, seconds: float, metrics: Metrics, logging: config.Logging
-) -> None:
+def _route(request: web.Request) -> str:
     resource = request.match_info.route.resource
-    route = resource.canonical if resource is not None else "unknown"
-    took = seconds - trace.held_seconds
-    metrics.requests.labels(route, request.method, status).inc()
-    metrics.request_seconds.labels(route).observe(took)
-    if (route in _QUIET_ROUTES and status < 400) or (
-        trace.outcome == "timeout" and random.random() >= logging.timeout_sample
-    ):
+    return resource.canonical if resource is not None else "unknown"
+
+
+def _measure(request: web.Request, trace: Trace, status: int, seconds: float, metrics: Metrics) -> None:
+    route = _route(request)
+    method = request.method if request.method in _METHODS else "other"  # strangers must not invent time series
+    metrics.requests.labels(route, method, status).inc()
+    metrics.request_seconds.labels(route).observe(seconds - trace.held_seconds)
+
+
+def _log(request: web.Request, trace: Trace, status: int, seconds: float, logging: config.Logging) -> None:
+    route = _route(request)
+    if route in _QUIET_ROUTES and status < 400:
+        return
+    if trace.outcome == "timeout" and random.random() >= logging.timeout_sample:
         return
     logs.log.info(
         logs.POLL_FINISHED if route == _POLL_ROUTE else logs.REQUEST_FINISHED,
@@ -126,7 +135,7 @@ def _record(
         task_id=trace.task_id,
         outcome=trace.outcome,
         held_ms=round(trace.held_seconds * 1000, 1),
-        took_ms=round(took * 1000, 1),
+        took_ms=round((seconds - trace.held_seconds) * 1000, 1),
     )
 
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from server.errors import GenerationError
-from server.generation.paint import palettes, prompts, scenes
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
+from server.generation.paint import palettes, prompts, scenes
 from server.generation.paint.canvas import Guide
 from server.generation.procedural import ProceduralGenerator
 

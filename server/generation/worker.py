@@ -13,12 +13,12 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Self
 
 from server import logs
 from server.config import Generation
 from server.errors import GenerationCanceled, GenerationError, LeaseLost, StorageError
-from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step
+from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
 from server.metrics import Metrics
 from server.storage.images import ImageStore
 from server.storage.tasks import Claim, WorkQueue
@@ -164,12 +164,14 @@ class Worker:
             size=SIZES[claim.size],
             reference=await self._reference(claim),
         )
-        async with _Lease(self._queue, claim, self._settings.lease_seconds / 3) as lease:
-            async with contextlib.aclosing(self._generator.generate(request)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Picture):
-                        return piece
-                    lease.report(piece)
+        async with (
+            _Lease(self._queue, claim, self._settings.lease_seconds / 3) as lease,
+            contextlib.aclosing(hold_to_contract(self._generator.generate(request))) as pieces,
+        ):
+            async for piece in pieces:
+                if isinstance(piece, Picture):
+                    return piece
+                lease.report(piece)
         raise GenerationError("The generator ended without a picture")
 
     async def _reference(self, claim: Claim) -> bytes | None:
@@ -193,7 +195,7 @@ class _Lease:
         self._keeping: asyncio.Task[None] | None = None
         self._ended: GenerationError | None = None
 
-    async def __aenter__(self) -> _Lease:
+    async def __aenter__(self) -> Self:
         self._keeping = asyncio.create_task(self._keep(), name="lease")
         return self
 

@@ -22,7 +22,7 @@ from server.storage.users import User
 OFFLINE_GRACE_SECONDS: Final = 120.0
 # While notifications don't arrive, a secret is looked up again after so long.
 UNPROVEN_SECONDS: Final = 2.0
-TOKEN_PREFIX: Final = "lp_"
+TOKEN_PREFIX: Final = "lp_"  # noqa: S105 - lets secret scanners recognise a leaked one
 
 
 @dataclass(frozen=True, slots=True)

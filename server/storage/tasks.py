@@ -21,7 +21,7 @@ class Task:
 
     __slots__ = ("_data", "_row", "created_at", "prompt", "status", "task_id", "updated_at", "user_id", "version")
 
-    def __init__(  # noqa: PLR0913 - one argument for each column
+    def __init__(
         self,
         *,
         task_id: str,

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable
 from enum import StrEnum
 from types import TracebackType
+from typing import Self
 
 from server.waiting.deadlines import Deadlines
 
@@ -58,7 +59,7 @@ class Hold:
         """End the hold because its time is over."""
         self.end(Reason.TIMEOUT)
 
-    def __enter__(self) -> Hold:
+    def __enter__(self) -> Self:
         self._task = asyncio.current_task()
         assert self._task is not None, "a hold lives in a task"
         self._cancelling = self._task.cancelling()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from server.generation.paint.fields import Plane, below, cloud, ridge, sample, smooth
 from server.generation.paint.canvas import Painting
+from server.generation.paint.fields import Plane, below, cloud, ridge, sample, smooth
 from server.generation.paint.skies import paint_weather
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.generation.paint.fields import Plane, cloud, coverage, sample, smooth
 from server.generation.paint.canvas import Painting
+from server.generation.paint.fields import Plane, cloud, coverage, sample, smooth
 from server.generation.paint.skies import paint_stars
 
 _GOLDEN_ANGLE = math.pi * (3.0 - math.sqrt(5.0))

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from server.generation.generator import GenerationRequest
-from server.generation.paint.landscapes import light_landscape, paint_desert, paint_mountains, paint_sea
 from server.generation.paint.canvas import DAYLIGHT, Guide, Painting
+from server.generation.paint.landscapes import light_landscape, paint_desert, paint_mountains, paint_sea
 from server.generation.paint.palettes import (
     CHOICE,
     MOODS,

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from server.generation.paint.canvas import Painting
 from server.generation.paint.fields import Line, Plane, cloud, ridge, smooth
 from server.generation.paint.landscapes import reflect
-from server.generation.paint.canvas import Painting
 from server.generation.paint.skies import paint_weather
 
 _SHORE = 0.80

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from server.generation.paint.fields import Plane, cloud, coverage, ridge, smooth
 from server.generation.paint.canvas import Painting
+from server.generation.paint.fields import Plane, cloud, coverage, ridge, smooth
 
 
 def paint_sky(painting: Painting) -> None:
