@@ -162,7 +162,8 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         await wait_until_heard(app[keys.LISTENER])
         background.start("metrics", log_metrics(app[keys.METRICS], config.logging.snapshot_seconds))
         background.start("cleaning", _clean_now_and_then(Cleaning(database), app[keys.IMAGES]))
-        for number, worker in enumerate(app[WORKERS], 1):
+        workers = app[WORKERS]
+        for number, worker in enumerate(workers, 1):
             background.start(f"worker {number}", worker.run())
         yield
     finally:

@@ -96,7 +96,7 @@ export class Desk {
     if (!giveBack) return;
     if (this.entries.get(entry.taskId) !== entry) return giveBack();
     entry.holding = new AbortController();
-    entry.ended = this.follow(entry, entry.holding).finally(giveBack);
+    entry.ended = this.follow(entry, entry.holding).catch(reportError).finally(giveBack);
   }
 
   /** @param {Entry} entry @param {AbortController} holding */

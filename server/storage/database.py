@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import aiopg
 import aiopg.connection
@@ -95,6 +95,15 @@ async def connected(dsn: str, timeout: float) -> AsyncIterator[aiopg.Connection]
         await connection.close()
 
 
+async def run_directly(connection: aiopg.Connection, statement: str, timeout: float) -> list[Any]:
+    """Run a statement, or several in one transaction, on a connection of one's own; returns the rows of the last."""
+    with translated_errors():
+        async with connection.cursor(timeout=timeout) as cursor:
+            await cursor.execute(statement)
+            return await cursor.fetchall() if cursor.description else []
+
+
+Connection: TypeAlias = aiopg.Connection
 _OPTIONS: dict[str, Any] = {"enable_hstore": False, "enable_json": False, "enable_uuid": False, **KEEPALIVES}
 
 

@@ -17,7 +17,7 @@ import psycopg2
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
-from server.storage.database import Database, connected, translated_errors
+from server.storage.database import Database, connected, run_directly, translated_errors
 
 _LONGEST_PAUSE_SECONDS = 2.0
 
@@ -109,9 +109,7 @@ class Listener:
             await asyncio.sleep(min(0.05 * 2**attempt, _LONGEST_PAUSE_SECONDS) if attempt else 0)
 
     async def _subscribe(self, connection: aiopg.Connection) -> None:
-        with translated_errors():
-            async with connection.cursor(timeout=self._timeout) as cursor:
-                await cursor.execute("".join(f"LISTEN {channel};" for channel in self._channels))
+        await run_directly(connection, "".join(f"LISTEN {channel};" for channel in self._channels), self._timeout)
         self._connection = connection
         self._sent_at.clear()
         self._send_heartbeat()

@@ -7,11 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiopg
-
 from server import logs, resources
 from server.errors import DatabaseUnavailable, MigrationError, StorageError
-from server.storage.database import connected, translated_errors
+from server.storage.database import Connection, connected, run_directly
 
 _NAME: Final = re.compile(r"(\d{4})_\w+\.sql\Z")
 # Any number will do, if nobody else uses it: processes that start together take turns by it.
@@ -106,7 +104,7 @@ def _check(wanted: list[Migration], applied: dict[str, str]) -> None:
             )
 
 
-async def _apply(connection: aiopg.Connection, migration: Migration) -> None:
+async def _apply(connection: Connection, migration: Migration) -> None:
     # Both are of our own making: a file name that matched, and a digest.
     record = f"INSERT INTO longpoll.migrations (name, checksum) VALUES ('{migration.name}', '{migration.checksum}')"  # noqa: S608
     try:
@@ -119,8 +117,5 @@ async def _apply(connection: aiopg.Connection, migration: Migration) -> None:
     logs.log.info(logs.MIGRATION_APPLIED, name=migration.name)
 
 
-async def _run(connection: aiopg.Connection, statement: str) -> list[Any]:
-    with translated_errors():
-        async with connection.cursor(timeout=_PATIENCE_SECONDS) as cursor:
-            await cursor.execute(statement)
-            return await cursor.fetchall() if cursor.description else []
+async def _run(connection: Connection, statement: str) -> list[Any]:
+    return await run_directly(connection, statement, _PATIENCE_SECONDS)
