@@ -25,7 +25,8 @@ class Clients:
         if not self._is_trusted(peer):
             return peer
         # From the right: each trusted proxy appended the peer that it saw; further left stands what clients claim.
-        for hop in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
+        # Some proxies append a header line of their own instead (HAProxy's `option forwardfor`): all lines are one list.
+        for hop in reversed(",".join(request.headers.getall("X-Forwarded-For", ())).split(",")):
             address = hop.strip()
             if address and not self._is_trusted(address):
                 return address
@@ -41,7 +42,8 @@ class Clients:
         origin = request.headers.get("Origin")
         if origin is None:
             return True  # not a browser: nobody else's cookies are at stake
-        return _origin(origin) == (self._origin or self._origin_of(request))
+        theirs = _origin(origin)
+        return bool(theirs) and theirs == (self._origin or self._origin_of(request))
 
     def _origin_of(self, request: web.BaseRequest) -> str:
         scheme, host = request.scheme, request.host
@@ -57,15 +59,18 @@ class Clients:
             parsed = ipaddress.ip_address(address)
         except ValueError:
             return False
+        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped  # how an IPv4 peer looks to a socket that listens on ::
         return any(parsed in network for network in self._trusted)
 
 
 def _origin(url: str) -> str:
+    """Return scheme, host and port; empty if the URL has no such thing, as `null` hasn't."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        return "null"
+        return ""
     if not parts.hostname:
         return ""
     default = {"http": 80, "https": 443}.get(parts.scheme)

@@ -9,16 +9,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import ipaddress
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import limits
+
 from server.errors import ConfigurationError
 
 PREFIX = "LONGPOLL_"
+_WHOLE = re.compile(r"-?[0-9]{1,18}\Z")
 
 
 def _number(default: float, low: float, high: float) -> Any:
@@ -154,7 +159,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
 def _read_file(path: Path) -> dict[str, dict[str, object]]:
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:  # not there, not UTF-8, not TOML
         raise ConfigurationError(f"{path} can't be read: {error}") from error
     for name, section in content.items():
         if not isinstance(section, dict):
@@ -198,7 +203,7 @@ def _text(name: str, given: object) -> str:
 def _integer(name: str, given: object) -> int:
     if isinstance(given, int) and not isinstance(given, bool):
         return given
-    if isinstance(given, str) and given.strip().lstrip("-").isdecimal():
+    if isinstance(given, str) and _WHOLE.match(given.strip()):
         return int(given)
     raise ConfigurationError(f"{name} is {given!r}; it must be a whole number")
 
@@ -206,7 +211,7 @@ def _integer(name: str, given: object) -> int:
 def _float(name: str, given: object) -> float:
     value = math.nan
     if isinstance(given, str | int | float) and not isinstance(given, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             value = float(given)
     if not math.isfinite(value):
         raise ConfigurationError(f"{name} is {given!r}; it must be a number")
@@ -234,5 +239,18 @@ def _check_together(config: Config) -> None:
     server = config.server
     if bool(server.tls_certificate) != bool(server.tls_key):
         raise ConfigurationError("server.tls_certificate and server.tls_key belong together: set both or neither")
-    if server.public_url and not server.public_url.startswith(("http://", "https://")):
+    if server.public_url and not re.match(r"https?://[^/]", server.public_url):
         raise ConfigurationError(f"server.public_url is {server.public_url!r}; it must begin with http:// or https://")
+    for network in server.trusted_proxies:
+        try:
+            ipaddress.ip_network(network, strict=False)
+        except ValueError:
+            raise ConfigurationError(
+                f"server.trusted_proxies names {network!r}; it must be an address or a network such as 10.0.0.0/8"
+            ) from None
+    for name in ("login", "register", "create"):
+        rule = getattr(config.limits, name)
+        try:
+            limits.parse(rule)
+        except ValueError:
+            raise ConfigurationError(f'limits.{name} is {rule!r}; it must be such as "10 per minute"') from None

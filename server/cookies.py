@@ -27,6 +27,7 @@ class CookieSessions(AbstractStorage):
             samesite="Lax",
         )
         self._sessions = sessions
+        self._secure = secure
 
     async def load_session(self, request: web.Request) -> Session:
         """Return the session that the cookie stands for, or an empty one."""
@@ -43,7 +44,8 @@ class CookieSessions(AbstractStorage):
             await self._sessions.revoke(old)
         if session.empty:
             if old:
-                self.save_cookie(response, "")
+                # With all its attributes: browsers ignore a __Host- cookie that isn't Secure, a deletion too.
+                response.del_cookie(self.cookie_name, secure=self._secure, httponly=True, samesite="Lax")
             return
         secret = await self._sessions.create(User(session[USER_ID], session[EMAIL]))
         self.save_cookie(response, secret, max_age=self._sessions.max_age)

@@ -60,7 +60,7 @@ def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitabl
             seconds = time.perf_counter() - started
             _measure(request, trace, status, seconds, metrics)
             _log(request, trace, status, seconds, logging)
-        _complete(response, trace.request_id)
+        _complete(response, trace.request_id, _route(request))
         return response
 
     return middleware
@@ -74,7 +74,10 @@ async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> we
     except web.HTTPException as error:
         if error.status < 400:
             return error
-        return await problem_reply(request, _as_problem(error))
+        response = await problem_reply(request, _as_problem(error))
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
+        return response
     except DatabaseUnavailable as error:
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
@@ -97,14 +100,15 @@ def _as_problem(error: web.HTTPException) -> Problem:
     return problem
 
 
-def _complete(response: web.StreamResponse, request_id: str) -> None:
+def _complete(response: web.StreamResponse, request_id: str, route: str) -> None:
     if response.prepared:
         return
     headers = response.headers
     headers["X-Request-Id"] = request_id
     for name, value in _SECURITY_HEADERS.items():
         headers.setdefault(name, value)
-    headers.setdefault("Cache-Control", "private, no-store")
+    # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
+    headers.setdefault("Cache-Control", "no-cache" if route == "/static" else "private, no-store")
 
 
 def _route(request: web.Request) -> str:

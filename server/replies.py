@@ -25,7 +25,7 @@ def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | Non
 async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
     """Reply with application/problem+json (RFC 9457), or with a page if a person is looking."""
     if wants_page(request):
-        if isinstance(problem, NotSignedIn) and request.method == "GET":
+        if isinstance(problem, NotSignedIn) and request.method in {"GET", "HEAD"}:
             return web.Response(status=303, headers={"Location": f"/login?next={quote(request.path_qs, safe='')}"})
         context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
         response = await aiohttp_jinja2.render_template_async("error.html", request, context, status=problem.status)

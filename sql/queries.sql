@@ -42,6 +42,14 @@ DELETE FROM public.image_generations
  WHERE task_id = %(task_id)s AND user_id = %(user_id)s
 RETURNING task_id;
 
+-- name: find_task
+-- One task with its prompt, for the page that shows it.
+SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
+       cancel_requested, created_at, started_at, updated_at, finished_at, NULL::integer AS queue_position,
+       NULL::double precision AS eta_seconds, prompt
+  FROM public.image_generations
+ WHERE task_id = %(task_id)s AND user_id = %(user_id)s;
+
 -- name: list_tasks
 -- One page, newest first, that begins behind the cursor (the creation time and id of the last row seen).
 SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
@@ -133,11 +141,13 @@ UPDATE public.image_generations
 RETURNING cancel_requested;
 
 -- name: complete_task
+-- A cancel that was answered with "it will stop" is kept, even if the picture was ready before the worker saw it.
 UPDATE public.image_generations
-   SET status = 'completed', result = %(result)s, progress = 1, stage = 'done', message = NULL,
-       lease_owner = NULL, lease_expires_at = NULL
+   SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'completed' END::public.generation_status,
+       result = CASE WHEN cancel_requested THEN NULL ELSE %(result)s END,
+       progress = 1, stage = 'done', message = NULL, lease_owner = NULL, lease_expires_at = NULL
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
-RETURNING false AS cancel_requested;
+RETURNING cancel_requested;
 
 -- name: fail_task
 UPDATE public.image_generations

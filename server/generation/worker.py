@@ -132,7 +132,7 @@ class Worker:
         try:
             picture = await self._generate(claim)
             await self._images.put(result_name(claim.task_id, claim.attempt), picture.content)
-            await self._queue.complete(claim, self._result_url(claim.task_id))
+            canceled = await self._queue.complete(claim, self._result_url(claim.task_id))
         except GenerationCanceled:
             await self._queue.stop(claim)
             return "canceled"
@@ -143,7 +143,9 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a generator's fault ends its task, not the worker
             logs.log.error(logs.GENERATOR_CRASHED, task_id=claim.task_id, exc_info=error)
             return await self._retry_or_fail(claim, "The generator failed unexpectedly", retryable=True)
-        return "completed"
+        if canceled:
+            await self._images.delete_task(claim.task_id)
+        return "canceled" if canceled else "completed"
 
     async def _retry_or_fail(self, claim: Claim, message: str, *, retryable: bool) -> str:
         if not retryable or claim.attempt >= self._settings.max_attempts:

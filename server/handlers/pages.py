@@ -13,8 +13,7 @@ from server.handlers import parameters
 from server.handlers.login import safe_target
 from server.handlers.tasks import MAX_PROMPT, read_page
 from server.identity import find_user, signed_in_user
-from server.keys import CONFIG, POLLING
-from server.waiting.polling import Question
+from server.keys import CONFIG, TASKS, TRACE
 
 _CLIENT_MARGIN_SECONDS: Final = 15
 _BUDGET_SECONDS: Final = 600
@@ -37,10 +36,11 @@ async def task(request: web.Request) -> web.Response:
     """Show one task, live until it has ended."""
     user = await signed_in_user(request)
     task_id = parameters.task_id(request.match_info["task_id"])
-    answer = await request.app[POLLING].answer(Question(task_id, user.user_id))
-    if answer.snapshot is None:
+    found = await request.app[TASKS].find(user.user_id, task_id)
+    if found is None:
         raise TaskNotFound
-    described = {**answer.snapshot.describe(), "prompt": answer.snapshot.prompt}
+    request[TRACE].task_id = task_id
+    described = {**found.describe(), "prompt": found.prompt}
     return await _page(request, "task.html", task=described)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import re
 from collections.abc import Awaitable
@@ -10,15 +11,19 @@ from typing import Final, TypeVar
 
 import orjson
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
 
 from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
 from server.keys import CONFIG
+from server.replies import JSON
 
 T = TypeVar("T")
 
 MAX_JSON_BYTES: Final = 64 * 1024
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_WAIT_PREFERENCE: Final = re.compile(r"""(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])""", re.IGNORECASE)
+_WAIT_PREFERENCE: Final = re.compile(
+    r"""(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])""", re.IGNORECASE | re.ASCII
+)
 _LARGEST_VERSION: Final = 2**63 - 1
 
 
@@ -45,10 +50,10 @@ def version(value: str) -> int:
 
 def seconds(value: str, longest: float) -> float:
     """Return a number of seconds, 0 or more; more than the longest hold means the longest hold."""
-    try:
-        wait = float(value)
-    except ValueError:
-        wait = math.nan
+    wait = math.nan
+    if value.isascii() and "_" not in value:
+        with contextlib.suppress(ValueError):
+            wait = float(value)
     if not wait >= 0 or math.isinf(wait):
         raise BadRequest(f"wait must be a number of seconds from 0 to {longest:g}.")
     return min(wait, longest)
@@ -65,6 +70,7 @@ def preferred_wait(request: web.Request, longest: float) -> float | None:
 
 async def json_object(request: web.Request, *, known: frozenset[str]) -> dict[str, object]:
     """Return the body, a JSON object that has no other members than the known ones."""
+    require_media_type(request, JSON)
     body = await read_within(request, request.content.read(MAX_JSON_BYTES + 1))
     while len(body) <= MAX_JSON_BYTES and (
         more := await read_within(request, request.content.read(MAX_JSON_BYTES + 1))
@@ -100,7 +106,7 @@ async def read_within(request: web.Request, reading: Awaitable[T]) -> T:
     """Read from the body within the time that one read may take: aiohttp itself would wait for ever.
 
     Raises:
-        BadRequest: nothing came.
+        BadRequest: nothing came, or something that isn't HTTP.
     """
     limit = request.app[CONFIG].server.receive_seconds
     try:
@@ -108,3 +114,5 @@ async def read_within(request: web.Request, reading: Awaitable[T]) -> T:
             return await reading
     except TimeoutError:
         raise BadRequest(f"The body did not arrive within {limit:g} seconds.") from None
+    except (web.RequestPayloadError, BadHttpMessage):
+        raise BadRequest("The body is broken: its encoding or its framing isn't what the headers say.") from None

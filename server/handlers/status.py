@@ -22,21 +22,21 @@ from server.waiting.polling import Answer, Question, Until
 from server.waiting.waiters import Reason
 
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.(\d{1,19})"')
+_ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"')
 # Milliseconds after which to ask again, at random between the two, so that clients spread out.
 _RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
 
 
 async def status(request: web.Request) -> web.Response:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
-    trace, metrics = request[TRACE], request.app[METRICS]
+    trace, metrics, started = request[TRACE], request.app[METRICS], time.perf_counter()
     try:
         user = await signed_in_user(request)
         question = read_question(request, user.user_id)
         trace.task_id = question.task_id
         answer = await request.app[POLLING].answer(question)
     except asyncio.CancelledError:
-        trace.outcome = "client_gone"
+        trace.outcome, trace.held_seconds = "client_gone", time.perf_counter() - started
         metrics.polls.labels("client_gone").inc()
         raise
     trace.held_seconds = answer.held_seconds
@@ -119,6 +119,7 @@ def describe_poll(task: Task, answer: Answer[Task]) -> dict[str, object]:
 
 
 def _is_not_modified(request: web.Request, task: Task, answer: Answer[Task]) -> bool:
-    if "version" in request.query or answer.reason is Reason.RESET:
+    # Any other reason must be read by the client, and a 304 has no body to say it in.
+    if "version" in request.query or answer.reason not in {Reason.TIMEOUT, Reason.IMMEDIATE}:
         return False
     return _tagged_version(request, task.task_id) == task.version

@@ -15,7 +15,7 @@ from typing import Final
 import orjson
 from aiohttp import BodyPartReader, MultipartReader, web
 
-from server.errors import BadRequest, PayloadTooLarge, TaskNotFound
+from server.errors import BadRequest, ConstraintViolated, PayloadTooLarge, Problem, TaskDeleted, TaskNotFound
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.generation.reference import MAX_BYTES, clean_reference
 from server.generation.worker import reference_name, result_name
@@ -82,7 +82,11 @@ async def _create(request: web.Request, kind: str) -> web.Response:
     # The image first: a worker may claim the task before this handler runs on.
     if reference is not None:
         await request.app[IMAGES].put(reference_name(task_id), reference)
-    made = await request.app[TASKS].create(new)
+    try:
+        made = await request.app[TASKS].create(new)
+    except (Problem, ConstraintViolated):  # not if the database was silent: the row may be there
+        await request.app[IMAGES].delete_task(task_id)
+        raise
     if isinstance(made, Task):
         return await _reply_created(request, made, made.task_id)
     await request.app[IMAGES].delete_task(task_id)
@@ -103,8 +107,8 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
         )
         request[TRACE].held_seconds = answer.held_seconds
         task = answer.snapshot
-    if task is None:
-        raise TaskNotFound
+        if task is None:
+            raise TaskDeleted if answer.deleted else TaskNotFound
     if made is None:
         headers["Idempotent-Replayed"] = "true"
     if wait is not None:
@@ -259,8 +263,8 @@ async def read_page(request: web.Request, user_id: str) -> tuple[list[Task], str
 
 async def image(request: web.Request) -> web.Response:
     """Send the picture of a completed task to its owner."""
-    task_id = parameters.task_id(request.match_info["task_id"])
     await signed_in_user(request)
+    task_id = parameters.task_id(request.match_info["task_id"])
     task = await _read_own(request, task_id)
     if task.status != "completed":
         raise TaskNotFound("This task has no picture.")
@@ -299,8 +303,8 @@ def _read_cursor(value: str) -> tuple[dt.datetime, str]:
         text = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode("ascii")
         created, _, task_id = text.partition(" ")
         moment = dt.datetime.fromisoformat(created)
-    except (ValueError, binascii.Error):
+        if moment.tzinfo is None:
+            raise ValueError(created)  # noqa: TRY301 - one sentence for whatever is wrong with it
+        return moment.astimezone(dt.UTC), parameters.task_id(task_id)
+    except (ValueError, OverflowError, binascii.Error, Problem):
         raise BadRequest("cursor must be the nextCursor of an earlier page.") from None
-    if moment.tzinfo is None:
-        raise BadRequest("cursor must be the nextCursor of an earlier page.")
-    return moment, task_id

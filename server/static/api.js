@@ -125,7 +125,7 @@ export function createTask(type, form, idempotencyKey) {
 /** The newest tasks. @param {number} limit @returns {Promise<Task[]>} */
 export async function listTasks(limit) {
   const reply = await requestJson(`/api/generate/tasks?limit=${limit}`);
-  return reply.items ?? reply.tasks ?? reply.data ?? [];
+  return reply.items;
 }
 
 /** Ask for a task to be canceled. @param {string} taskId @returns {Promise<Task|null>} */

@@ -12,6 +12,9 @@ const byId = (id) => document.getElementById(id);
 /** @param {string} text in characters as the server counts them, not in UTF-16 units */
 const lengthOf = (text) => [...text].length;
 
+/** @param {string} text nothing, or a whole number that JavaScript holds exactly */
+const isSeed = (text) => /^\d*$/.test(text) && Number.isSafeInteger(Number(text));
+
 export class Composer {
   /** @param {HTMLFormElement} form @param {(submission: Submission) => void} onSubmit */
   constructor(form, onSubmit) {
@@ -109,8 +112,7 @@ export class Composer {
     const length = lengthOf(this.prompt.value.trim());
     const over = length > this.maxPrompt ? `At most ${this.maxPrompt} characters, please.` : "";
     const promptFault = length === 0 ? "Please describe a picture." : over;
-    const seedUsed = this.type === "advanced" && this.seed.value.trim();
-    const seedFault = seedUsed && !/^\d{1,10}$/.test(this.seed.value.trim()) ? "A whole number, please." : "";
+    const seedFault = this.type === "advanced" && !isSeed(this.seed.value.trim()) ? "A whole number, please." : "";
     this.showFieldError("prompt", promptFault);
     this.showFieldError("seed", seedFault);
     if (promptFault) this.prompt.focus();
@@ -123,7 +125,8 @@ export class Composer {
     const form = new FormData(this.form);
     form.delete("type");
     form.set("prompt", this.prompt.value.trim());
-    if (!this.seed.value.trim()) form.delete("seed");
+    if (form.has("seed")) form.set("seed", this.seed.value.trim());
+    if (!form.get("seed")) form.delete("seed");
     const file = form.get("reference_image");
     if (!(file instanceof File) || file.size === 0) form.delete("reference_image");
     this.onSubmit(new Submission(this.type, form));

@@ -65,8 +65,9 @@ function takeError(error) {
 /** @param {ApiError} error */
 function explain(error) {
   const seconds = Math.ceil(error.retryAfterMs / 1000);
-  if (seconds) return `${error.message}. Please try again in ${seconds} s.`;
-  return error.status >= 500 ? `${error.message}. Please try again.` : error.message;
+  const sentence = error.message.replace(/\.?$/, ".");
+  if (seconds) return `${sentence} Please try again in ${seconds} s.`;
+  return error.status >= 500 ? `${sentence} Please try again.` : sentence;
 }
 
 /** @param {Task} task */

@@ -193,6 +193,12 @@ class OwnTasks:
         found = await self._database.fetch("delete_task", _Id, user=user_id, user_id=user_id, task_id=task_id)
         return bool(found)
 
+    async def find(self, user_id: str, task_id: str) -> Task | None:
+        """Return a task with its prompt, or None if the user has no such task."""
+        return await self._database.fetch_one(
+            "find_task", Task, user=user_id, retry=True, user_id=user_id, task_id=task_id
+        )
+
     async def list(
         self, user_id: str, *, limit: int, status: str | None, before: tuple[dt.datetime, str] | None
     ) -> list[Task]:
@@ -262,9 +268,9 @@ class WorkQueue:
             "report_progress", claim, progress=progress, stage=stage, message=message, lease_seconds=self._lease_seconds
         )
 
-    async def complete(self, claim: Claim, result: str) -> None:
-        """End the task with a result."""
-        await self._write("complete_task", claim, result=result)
+    async def complete(self, claim: Claim, result: str) -> bool:
+        """End the task with a result; returns whether it was canceled instead, as its owner had asked meanwhile."""
+        return await self._write("complete_task", claim, result=result)
 
     async def fail(self, claim: Claim, error: str) -> None:
         """End the task with an error that its owner will read."""

@@ -1,28 +1,22 @@
 """A real browser, shared by all tests of this folder.
 
-Playwright's objects belong to one event loop: tests and fixtures here use `loop_scope="session"`.
+Playwright's objects belong to one event loop: tests and fixtures here use `loop_scope="session"`. A test
+whose other fixtures live in a loop of their own opens its own browser with `open_chromium`.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-]
-HOW_TO_GET_IT = "no Chromium found: `apt-get install chromium`, or name one in CHROMIUM"
+from tests.browser.chromium import open_chromium
+from tests.browser.harness import Client
+from tests.browser.scripted_server import ScriptedServer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -34,23 +28,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
-def find_browser() -> str | None:
-    """Find the browser to drive: `CHROMIUM`, else the first known name on the path."""
-    found = (shutil.which(name) for name in NAMES)
-    return os.environ.get("CHROMIUM") or next(filter(None, found), None)
-
-
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
-    """A headless Chromium. Without one the tests are skipped, but in CI they fail."""
-    path = find_browser()
-    if path is None:
-        refuse = pytest.fail if os.environ.get("CI") else pytest.skip
-        refuse(HOW_TO_GET_IT)
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+    """The browser of all tests of this folder."""
+    async with open_chromium() as browser:
         yield browser
-        await browser.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -60,3 +42,29 @@ async def page(chromium: Browser) -> AsyncIterator[Page]:
     context.set_default_timeout(10_000)
     yield await context.new_page()
     await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server() -> AsyncIterator[ScriptedServer]:
+    """A scripted server, listening."""
+    scripted = ScriptedServer()
+    await scripted.start()
+    yield scripted
+    await scripted.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def tab(chromium: Browser) -> AsyncIterator[Page]:
+    """One tab for all tests of this module: going to a new server's page forgets the last one's."""
+    context = await chromium.new_context()
+    context.set_default_timeout(10_000)
+    yield await context.new_page()
+    await context.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def client(tab: Page, server: ScriptedServer) -> Client:
+    """The client in an empty page."""
+    await tab.goto(server.url)
+    await tab.wait_for_function("window.harness")
+    return Client(tab, server)

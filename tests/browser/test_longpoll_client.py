@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-import pytest_asyncio
-from playwright.async_api import Browser, Page
-from scripted_server import Ask, ScriptedServer
+
+from tests.browser.harness import Client
+from tests.browser.scripted_server import Ask
 
 HOLD_WATCHDOG_MS = 45_000
 WAKES = {
@@ -17,63 +16,6 @@ WAKES = {
 }
 HIDE = "window.dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))"
 SHOW = "window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
-
-
-class Client:
-    """The module under test in its page, with a clock that only the test moves."""
-
-    def __init__(self, page: Page, server: ScriptedServer) -> None:
-        self.page = page
-        self.server = server
-
-    async def start(self, **options: Any) -> None:
-        await self.page.evaluate("options => harness.start(options)", options)
-
-    async def start_held(self, version: int = 1, **options: Any) -> Ask:
-        """Follow from a version and return the held poll."""
-        await self.start(version=version, **options)
-        return await self.server.next_ask()
-
-    async def advance(self, ms: int) -> None:
-        await self.page.evaluate("ms => harness.advance(ms)", ms)
-
-    async def read(self, name: str) -> Any:
-        return await self.page.evaluate(f"harness.{name}")
-
-    async def pause(self, number: int) -> int:
-        """Wait until the client pauses for the `number`th time; return for how many ms."""
-        await self.page.wait_for_function("number => harness.pauses.length >= number", arg=number)
-        return (await self.read("pauses"))[number - 1]
-
-    async def outcome(self) -> dict[str, Any]:
-        await self.page.wait_for_function("harness.outcome")
-        return await self.read("outcome")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def server() -> AsyncIterator[ScriptedServer]:
-    """A scripted server, listening."""
-    scripted = ScriptedServer()
-    await scripted.start()
-    yield scripted
-    await scripted.stop()
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def tab(chromium: Browser) -> AsyncIterator[Page]:
-    """One tab for all tests of this module: going to a new server's page forgets the last one's."""
-    context = await chromium.new_context()
-    context.set_default_timeout(10_000)
-    yield await context.new_page()
-    await context.close()
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def client(tab: Page, server: ScriptedServer) -> Client:
-    """The client in an empty page."""
-    await tab.goto(server.url)
-    await tab.wait_for_function("window.harness")
-    return Client(tab, server)
 
 
 # What is asked, what is shown
@@ -152,7 +94,7 @@ async def test_backoff_doubles_up_to_ten_seconds_with_full_jitter(client: Client
 
 
 async def test_every_passing_failure_is_retried_with_growing_pauses(client: Client) -> None:
-    failures = [
+    failures: list[Callable[[Ask], None]] = [
         lambda ask: ask.refuse(500),
         lambda ask: ask.refuse(502),
         lambda ask: ask.refuse(429),
@@ -393,39 +335,3 @@ async def test_endless_instant_news_is_spaced_in_the_end(client: Client) -> None
             ask = await client.server.next_ask()
 
     assert await client.pause(1) == 250
-
-
-async def test_a_page_of_many_tasks_holds_the_newest_and_asks_for_the_others_in_turn(
-    client: Client,
-) -> None:
-    await client.page.evaluate("harness.watch(6)")
-    asks = [await client.server.next_ask() for _ in range(4)]
-    held = {ask.query["taskId"] for ask in asks if not ask.instant}
-    looks = [ask for ask in asks if ask.instant]
-    for _ in range(2):
-        looks[-1].tell(1, reason="immediate", changed=False)
-        looks.append(await client.server.next_ask())
-
-    assert held == {"task-6", "task-5", "task-4"}
-    assert {ask.query["taskId"] for ask in looks} == {"task-1", "task-2", "task-3"}
-    assert client.server.most_held == 4
-
-
-async def test_tabs_share_the_held_polls_of_the_browser(client: Client) -> None:
-    await client.page.evaluate("harness.watch(4)")
-    holds = [await client.server.next_ask() for _ in range(4)]
-    other = await client.page.context.new_page()
-    await other.goto(client.server.url)
-    await other.wait_for_function("window.harness")
-    await other.evaluate("harness.watch(1)")
-    look = await client.server.next_ask()
-    await client.page.goto("about:blank")
-    for hold in holds:
-        await hold.wait_until_gone()
-    while look.instant:
-        look.tell(1, reason="immediate", changed=False)
-        look = await client.server.next_ask()
-    await other.close()
-
-    assert not any(hold.instant for hold in holds)
-    assert client.server.most_held == 5

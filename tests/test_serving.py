@@ -1,0 +1,172 @@
+"""The life of the process: what it says, how it stops, what it leaves, and that a wheel runs too."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.conftest import until
+from tests.processes import ServerProcess, processes_of, server_process
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder, as a newcomer's checkout might be; its path is short and open enough for any user."""
+    path = Path(tempfile.mkdtemp(prefix="longpoll-run-", dir="/tmp"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Whatever a stopped server must not leave: processes and sockets."""
+    return processes_of(folder) + [str(path) for path in folder.rglob("*") if path.is_socket()]
+
+
+async def register(session: aiohttp.ClientSession, url: str) -> None:
+    body = {"email": "a@example.org", "password": "correct horse"}
+    async with session.post(f"{url}/api/auth/register", json=body) as reply:
+        assert reply.status == 201, await reply.text()
+
+
+def local_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True))
+
+
+async def test_one_command_runs_everything_and_ctrl_c_leaves_nothing(folder: Path) -> None:
+    with server_process(folder, generation__step_seconds=0) as server:
+        url = server.url
+        server.until_said(re.compile(r"^Stop with Ctrl-C$", re.MULTILINE))
+        assert f"Data lies in {folder}/.data/postgres" in server.said
+        async with local_session() as session:
+            await register(session, url)
+            async with session.post(
+                f"{url}/api/generate", json={"prompt": "a lake"}, headers={"Prefer": "wait=30"}
+            ) as reply:
+                assert reply.status == 200, await reply.text()
+                result = (await reply.json())["data"]["result"]
+            async with session.get(url + result) as reply:
+                assert (await reply.read()).startswith(b"\x89PNG")
+        assert server.stop(signal.SIGINT) == 0
+    await until(lambda: not leftovers(folder))
+
+
+async def test_a_kill_leaves_nothing_and_the_next_start_goes_on(folder: Path) -> None:
+    with server_process(folder, generation__workers=0) as server:
+        async with local_session() as session:
+            await register(session, server.url)
+            async with session.post(f"{server.url}/api/generate", json={"prompt": "a lake"}) as reply:
+                assert reply.status == 202
+            cookies = {cookie.key: cookie.value for cookie in session.cookie_jar}
+        server.stop(signal.SIGKILL)
+    await until(lambda: not leftovers(folder))
+    with server_process(folder, generation__workers=0) as server:
+        async with (
+            aiohttp.ClientSession(cookies=cookies, cookie_jar=aiohttp.CookieJar(unsafe=True)) as session,
+            session.get(f"{server.url}/api/generate/tasks") as reply,
+        ):
+            assert [task["prompt"] for task in (await reply.json())["items"]] == ["a lake"]
+        assert server.stop() == 0
+
+
+async def test_a_stop_answers_every_held_poll(folder: Path) -> None:
+    with server_process(folder, generation__workers=0, server__drain_seconds=0.5) as server:
+        url = server.url
+        async with local_session() as session:
+            await register(session, url)
+            async with session.post(f"{url}/api/generate", json={"prompt": "a lake"}) as reply:
+                task_id = (await reply.json())["taskId"]
+            address = f"{url}/api/generate/status?taskId={task_id}&version=1"
+            polls = [asyncio.create_task(_answer(session, address)) for _ in range(20)]
+            await until(lambda: _held(session, url, 20))
+            server.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*polls)
+        assert {(status, poll["reason"]) for status, poll in answers} == {(200, "drain")}
+        assert all(0 <= poll["retryAfterMs"] <= 2000 for _, poll in answers)
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+async def _answer(session: aiohttp.ClientSession, address: str) -> tuple[int, dict[str, object]]:
+    async with session.get(address) as reply:
+        return reply.status, (await reply.json())["poll"]
+
+
+async def _held(session: aiohttp.ClientSession, url: str, count: int) -> bool:
+    async with session.get(f"{url}/metrics") as reply:
+        return f"longpoll_held_connections {count}.0" in await reply.text()
+
+
+def test_a_wrong_setting_stops_the_start_with_one_sentence(folder: Path) -> None:
+    server = ServerProcess(folder, polling__hold_second=5)
+    assert server.wait() == 1
+    assert server.said == "error: unknown key in [polling]: 'hold_second'; did you mean 'hold_seconds'?\n"
+
+
+def test_a_port_that_is_taken_stops_the_start_with_one_sentence(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = ServerProcess(folder, server__port=port)
+        assert server.wait() == 1
+    assert f"error: can't listen on 127.0.0.1:{port}" in server.said
+    assert "Traceback" not in server.said
+    assert not leftovers(folder)
+
+
+def test_a_database_that_is_not_there_stops_the_start_with_one_sentence(folder: Path) -> None:
+    server = ServerProcess(folder, database__dsn="host=127.0.0.1 port=1 dbname=none")
+    assert server.wait() == 1
+    assert server.said.startswith("error: ")
+    assert "Traceback" not in server.said
+
+
+async def test_workers_of_another_process_do_the_work(folder: Path) -> None:
+    """`worker` joins the Postgres that `serve` has started."""
+    with server_process(folder, generation__workers=0) as server:
+        async with local_session() as session:
+            await register(session, server.url)
+            async with session.post(f"{server.url}/api/generate", json={"prompt": "a lake"}) as reply:
+                task_id = (await reply.json())["taskId"]
+            address = f"{server.url}/api/generate/status?taskId={task_id}&until=terminal"
+            with server_process(folder, "worker", generation__step_seconds=0) as worker:
+                async with session.get(address) as reply:
+                    assert (await reply.json())["data"]["status"] == "completed"
+                assert worker.stop() == 0
+            async with session.get(f"{server.url}/api/generate/tasks/{task_id}/image") as reply:
+                assert reply.status == 200
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def wheel_site(folder: Path) -> Path:
+    """A folder into which the project was installed from its wheel, as `pip install` would."""
+    wheels, site = folder / "wheels", folder / "site"
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT)], check=True)
+    (wheel,) = wheels.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    return site
+
+
+async def test_a_wheel_that_is_installed_elsewhere_runs_too(folder: Path, wheel_site: Path) -> None:
+    with server_process(folder, python_path=wheel_site, generation__workers=0) as server:
+        async with local_session() as session:
+            await register(session, server.url)
+            async with session.get(f"{server.url}/") as reply:
+                assert reply.status == 200
+                assert "<form" in await reply.text()
+            async with session.get(f"{server.url}/static/longpoll.js") as reply:
+                assert reply.status == 200
+        assert server.stop() == 0
