@@ -214,20 +214,10 @@ async def _clean_now_and_then(cleaning: Cleaning, images: FileImages) -> None:
 
 
 def _add_templates(app: web.Application) -> None:
-    version = _static_version()
-
-    async def common(request: web.Request) -> dict[str, object]:
-        trace = request.get(keys.TRACE)
-        return {
-            "static_version": version,
-            "request_id": trace.request_id if trace else "",
-            "user": trace.user if trace else None,
-        }
-
+    app[keys.STATIC_VERSION] = _static_version()
     aiohttp_jinja2.setup(
         app,
         loader=jinja2.FileSystemLoader(resources.folder("templates")),
-        context_processors=[common],
         autoescape=True,
         enable_async=True,
         undefined=jinja2.StrictUndefined,

@@ -32,6 +32,7 @@ TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
+STATIC_VERSION: Final = web.AppKey("static version", str)
 
 
 @dataclass(slots=True)

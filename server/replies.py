@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Final
 from urllib.parse import quote
 
@@ -11,7 +12,7 @@ import orjson
 from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
-from server.keys import TRACE
+from server.keys import STATIC_VERSION, TRACE
 
 JSON: Final = "application/json"
 
@@ -28,7 +29,7 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
         if isinstance(problem, NotSignedIn) and request.method in {"GET", "HEAD"}:
             return web.Response(status=303, headers={"Location": f"/login?next={quote(request.path_qs, safe='')}"})
         context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
-        response = await aiohttp_jinja2.render_template_async("error.html", request, context, status=problem.status)
+        response = await page(request, "error.html", context, status=problem.status)
     else:
         response = web.Response(
             body=orjson.dumps(describe(problem, request)),
@@ -38,6 +39,15 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     return response
+
+
+async def page(
+    request: web.Request, template: str, context: Mapping[str, object], *, status: int = 200
+) -> web.Response:
+    """Reply with a page. What every page shows is added here and not by a context processor, which would cost each poll."""
+    trace = request[TRACE]
+    common = {"static_version": request.app[STATIC_VERSION], "request_id": trace.request_id, "user": trace.user}
+    return await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
 
 
 def describe(problem: Problem, request: web.Request) -> dict[str, object]:

@@ -6,7 +6,6 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-import aiohttp_jinja2
 from aiohttp import web
 from aiohttp_session import get_session, new_session
 
@@ -16,7 +15,7 @@ from server.errors import BadRequest, NotFound, Problem
 from server.handlers import parameters
 from server.identity import signed_in_user
 from server.keys import SESSIONS, TRACE, USERS
-from server.replies import json_reply, wants_page
+from server.replies import json_reply, page, wants_page
 from server.storage.sessions import Token
 from server.storage.users import User
 
@@ -57,7 +56,7 @@ async def _enter(request: web.Request, template: str, *, registering: bool) -> w
         if not wants_page(request):
             raise
         context = {"error": problem.detail or problem.title, "email": email, "next": target}
-        return await aiohttp_jinja2.render_template_async(template, request, context, status=problem.status)
+        return await page(request, template, context, status=problem.status)
     request[TRACE].user = user
     session = await new_session(request)
     session[USER_ID], session[EMAIL] = user.user_id, user.email

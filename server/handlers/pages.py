@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import aiohttp_jinja2
 from aiohttp import web
 
 from server.errors import NotSignedIn, TaskNotFound
@@ -14,6 +13,7 @@ from server.handlers.login import safe_target
 from server.handlers.tasks import MAX_PROMPT, read_page
 from server.identity import find_user, signed_in_user
 from server.keys import CONFIG, TASKS, TRACE
+from server.replies import page
 
 _CLIENT_MARGIN_SECONDS: Final = 15
 _BUDGET_SECONDS: Final = 600
@@ -58,7 +58,7 @@ async def _account_page(request: web.Request, template: str) -> web.Response:
     target = safe_target(request.query.get("next"))
     if await find_user(request) is not None:
         return web.Response(status=303, headers={"Location": target})
-    return await aiohttp_jinja2.render_template_async(template, request, {"error": None, "email": "", "next": target})
+    return await page(request, template, {"error": None, "email": "", "next": target})
 
 
 async def _page(request: web.Request, template: str, **context: object) -> web.Response:
@@ -66,9 +66,9 @@ async def _page(request: web.Request, template: str, **context: object) -> web.R
     if user is None:
         raise NotSignedIn
     hold = request.app[CONFIG].polling.hold_seconds
-    return await aiohttp_jinja2.render_template_async(
-        template,
+    return await page(
         request,
+        template,
         {
             "hold_seconds": hold,
             "client_timeout_seconds": hold + _CLIENT_MARGIN_SECONDS,

@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.storage.database import Database, connected, run_directly, translated_errors
 
 _LONGEST_PAUSE_SECONDS = 2.0
+_LONGEST_NUMBER = 20
 
 
 class Listener:
@@ -63,10 +64,14 @@ class Listener:
     async def run(self) -> None:
         """Listen for ever; connect again, with growing pauses, whenever the connection is lost."""
         heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
+        heartbeat.add_done_callback(lambda _: self._drop_connection())  # a dead one is seen below
         try:
             await self._listen_again_and_again(heartbeat)
         finally:
-            heartbeat.cancel()
+            ours = (heartbeat, *self._sending)
+            for task in ours:
+                task.cancel()
+            await asyncio.gather(*ours, return_exceptions=True)
 
     async def until_healthy(self) -> None:
         """Wait until a notification of our own has come back."""
@@ -124,7 +129,7 @@ class Listener:
                 notification = _next_in_burst(connection)
 
     def _hear_heartbeat(self, payload: str) -> None:
-        number = int(payload) if payload.isdigit() else 0
+        number = int(payload) if payload.isdecimal() and len(payload) < _LONGEST_NUMBER else 0
         if number not in self._sent_at:
             return  # not ours, or of an earlier connection
         loop = asyncio.get_running_loop()
@@ -148,7 +153,7 @@ class Listener:
                 continue
             logs.log.warning(logs.HEARTBEAT_MISSED, number=number, waited_seconds=self._heartbeat_seconds)
             self._give_up_health()
-            await connection.close()  # get() raises, and the loop that listens connects again
+            self._drop_connection()
 
     def _send_heartbeat(self) -> int:
         self._sent += 1
@@ -163,6 +168,10 @@ class Listener:
         # A failure is logged where it is raised, and unanswered it counts as silence.
         with contextlib.suppress(StorageError):
             await self._database.notify(self._heartbeat_channel, str(number))
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()  # get() raises, and the loop that listens connects again
 
     def _give_up_health(self) -> None:
         if self.healthy:

@@ -95,8 +95,10 @@ class Sessions:
 
     async def revoke(self, secret: str) -> None:
         """End a session here at once, and in every other process by the notification that its row's deletion sends."""
-        self.forget(_digest(secret).hex())
+        key = _digest(secret).hex()
+        self.forget(key)
         await self._database.fetch("revoke_session", _UserId, secret_hash=_digest(secret), retry=True)
+        self.forget(key)  # somebody may have looked it up while the row was still there
 
     async def create_token(self, user: User, name: str) -> tuple[str, Token]:
         """Make a bearer token; returns its secret, which can't be had again, and what will be listed."""
@@ -130,7 +132,7 @@ class Sessions:
         except StorageError:
             if known is None or time.monotonic() - known.read_at > OFFLINE_GRACE_SECONDS or key not in self._known:
                 raise
-            return known.user
+            return known.user if known.expires_at > time.time() else None
 
     def forget(self, key: str) -> None:
         """Drop what is known of a secret (its hash in hexadecimal), because its row is gone."""
@@ -181,6 +183,7 @@ class Sessions:
         except BaseException as error:
             for key in keys:
                 future = self._reading.pop(key)
+                self._revoked_meanwhile.discard(key)
                 future.set_exception(error if isinstance(error, StorageError) else StorageError(repr(error)))
                 future.exception()  # whoever asked may be gone
             if not isinstance(error, StorageError):
@@ -207,4 +210,4 @@ class Sessions:
 
 
 def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
+    return hashlib.sha256(secret.encode(errors="surrogatepass")).digest()

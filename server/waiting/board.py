@@ -3,8 +3,8 @@
 The rules that lose no wake-up:
 
 * A task is watched *before* anything is read, so that a notification between reading and waiting finds it.
-* A notification is a hint. It makes what we know stale, and a read makes it fresh: all tasks that became stale in one
-  turn of the loop share one read. A notification during that read makes its task stale again, and a next read follows.
+* A notification is a hint. It makes what we know stale, and a read that began later makes it fresh: all tasks that
+  became stale in one turn of the loop share one read. A notification during that read asks for a next one.
 * An Event is set once and thrown away. Whoever waits next gets a new one.
 * While the listener isn't proven healthy, nothing counts as fresh, and what is waited for is read every second.
 """
@@ -23,6 +23,7 @@ from server.metrics import Metrics
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
+_LONGEST_VERSION: Final = 19  # digits of a bigint
 
 
 class Snapshot(Protocol):
@@ -55,16 +56,22 @@ S = TypeVar("S", bound=Snapshot)
 class Watched(Generic[S]):
     """One task that is watched, or was lately."""
 
-    __slots__ = ("_event", "known", "snapshot", "stale", "task_id", "watchers")
+    __slots__ = ("_event", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
 
     def __init__(self, task_id: str) -> None:
         """Begin with knowing nothing."""
         self.task_id = task_id
         self.snapshot: S | None = None
         self.known = False
-        self.stale = True
+        self.doubts = 1
+        self.settled = 0
         self.watchers = 0
         self._event: asyncio.Event | None = None
+
+    @property
+    def stale(self) -> bool:
+        """Whether anything was heard of the task since the read began that told what we know."""
+        return self.settled < self.doubts
 
     @property
     def event(self) -> asyncio.Event:
@@ -123,6 +130,7 @@ class Board(Generic[S]):
         self._batches: deque[_Batch[S]] = deque()
         self._wanted = asyncio.Event()
         self._relisten = asyncio.Event()
+        self._stopped = False
         self.listening = False
 
     def __len__(self) -> int:
@@ -130,9 +138,13 @@ class Board(Generic[S]):
 
     async def run(self) -> None:
         """Read what is wanted and sweep, for ever."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._read_for_ever(), name="board reads")
-            group.create_task(self._sweep_for_ever(), name="board sweep")
+        self._stopped = False
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._read_for_ever(), name="board reads")
+                group.create_task(self._sweep_for_ever(), name="board sweep")
+        finally:
+            self._stop()
 
     @contextlib.contextmanager
     def watch(self, task_id: str) -> Iterator[Watched[S]]:
@@ -149,39 +161,45 @@ class Board(Generic[S]):
             if not watched.watchers:
                 self._retire(watched)
 
-    async def current(self, watched: Watched[S]) -> S | None:
+    async def current(self, watched: Watched[S], *, anew: bool = False) -> S | None:
         """Return the task's state as of this call or later, or None if there is no such task: no query if it is fresh.
 
         If it can't be read, but was known before, that is returned: whoever waits on it is told when reading works again.
+        `anew`: read it even if it is fresh, and take nothing less.
 
         Raises:
             StorageError: it can't be read, and nothing is known of it.
         """
-        if self.listening and watched.known and not watched.stale:
+        if self._stopped:
+            raise _stopped()  # what we know is kept up to date no more
+        if self.listening and watched.known and not watched.stale and not anew:
             return watched.snapshot
         batch = self._enqueue(watched)
         await batch.done.wait()
-        if batch.error is not None and not watched.known:
+        if batch.error is not None and (anew or not watched.known):
             raise batch.error
         return watched.snapshot
 
     def notice(self, payload: str) -> None:
         """Take a notification: ``id:version``, or ``id:-`` for a deletion, and more of them behind commas."""
+        malformed = 0
         for item in payload.split(","):
             task_id, colon, version = item.partition(":")
-            if not colon or not (version == "-" or version.isdecimal()):
-                self._metrics.malformed_notifications.inc()
-                logs.log.warning(logs.NOTIFICATION_MALFORMED, payload=payload[:100])
+            if not colon or not (version == "-" or (version.isdecimal() and len(version) <= _LONGEST_VERSION)):
+                malformed += 1
                 continue
             watched = self._tasks.get(task_id)
             if watched is not None and _is_news(watched, version):
                 self.doubt(task_id)
+        if malformed:
+            self._metrics.malformed_notifications.inc(malformed)
+            logs.log.warning(logs.NOTIFICATION_MALFORMED, items=malformed, payload=payload[:100])
 
     def doubt(self, task_id: str) -> None:
         """Take what is known of a task for stale: this process has just written it and needs no notification to know."""
         watched = self._tasks.get(task_id)
         if watched is not None:
-            watched.stale = True
+            watched.doubts += 1
             if watched.watchers:
                 self._enqueue(watched)
 
@@ -195,7 +213,7 @@ class Board(Generic[S]):
         self.listening = True
         self._relisten.set()
         for watched in self._tasks.values():
-            watched.stale = True
+            watched.doubts += 1
         self._enqueue_watched()
 
     # Reading -------------------------------------------------------------------------------------------------------
@@ -236,16 +254,14 @@ class Board(Generic[S]):
                     self._enqueue(watched, repairing=watched.task_id in batch.repairing)
 
     async def _read_batch(self, batch: _Batch[S]) -> bool:
-        for watched in batch.tasks.values():
-            watched.stale = False  # a notification that comes while we read makes it stale again
+        doubts = {task_id: watched.doubts for task_id, watched in batch.tasks.items()}  # those that this read settles
         self._metrics.board_reads.inc()
         try:
             found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
-            for watched in batch.tasks.values():
-                self._apply(watched, found.get(watched.task_id), repairing=watched.task_id in batch.repairing)
+            for task_id, watched in batch.tasks.items():
+                watched.settled = doubts[task_id]
+                self._apply(watched, found.get(task_id), repairing=task_id in batch.repairing)
         except BaseException as error:
-            for watched in batch.tasks.values():
-                watched.stale = True
             batch.error = error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}")
             logs.log.warning(logs.READ_FAILED, tasks=len(batch.tasks), error=str(error))
             if batch.error is not error:
@@ -253,6 +269,13 @@ class Board(Generic[S]):
         finally:
             batch.done.set()
         return batch.error is None
+
+    def _stop(self) -> None:
+        self._stopped = True
+        while self._batches:
+            batch = self._batches.popleft()
+            batch.error = _stopped()
+            batch.done.set()
 
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
@@ -295,7 +318,7 @@ class Board(Generic[S]):
             if suspects and await self._barrier():
                 for each in suspects:
                     if each.watchers and not each.stale and _version(each.snapshot) == known[each]:
-                        each.stale = True
+                        each.doubts += 1
                         self._enqueue(each, repairing=True)
 
     # Forgetting ----------------------------------------------------------------------------------------------------
@@ -313,6 +336,10 @@ class Board(Generic[S]):
                 break  # they stand in the order in which they fell idle
             del self._idle[task_id]
             del self._tasks[task_id]
+
+
+def _stopped() -> StorageError:
+    return StorageError("the board has stopped: nothing is read any more")
 
 
 def _version(snapshot: Snapshot | None) -> int | None:

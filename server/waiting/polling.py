@@ -76,6 +76,9 @@ class Polling(Generic[S]):
         """
         with self._board.watch(question.task_id) as watched:  # before anything is read
             snapshot = await self._board.current(watched)
+            if snapshot is not None and question.version is not None and question.version > snapshot.version:
+                # Another server may have told of a version whose notification hasn't reached us yet.
+                snapshot = await self._board.current(watched, anew=True)
             if snapshot is None or snapshot.user_id != question.user_id:
                 return Answer(None, Reason.IMMEDIATE)
             reason = self._reason_not_to_wait(question, snapshot)
@@ -103,9 +106,11 @@ class Polling(Generic[S]):
                 await watched.event.wait()
         held = self._clock() - started
         latest = watched.snapshot
-        if latest is None:
+        if latest is None or latest.user_id != seen.user_id:
             return Answer(None, Reason.CHANGE, changed=True, held_seconds=held, deleted=True)
         changed = latest.version != seen.version
+        if latest.version < seen.version:
+            return Answer(latest, Reason.RESET, changed, held)
         enough = _is_enough(question.until, seen, latest)
         return Answer(latest, Reason.CHANGE if enough else hold.reason or Reason.TIMEOUT, changed, held)
 

@@ -117,7 +117,7 @@ class Waiters:
             self._by_client[hold.client] = hold
         of_user = self._by_user.setdefault(hold.user, {})
         if len(of_user) >= self.max_held_per_user:
-            self._end_oldest(of_user)
+            self._make_room(of_user)
         of_user[hold] = None
         self._held[hold] = None
         return self._deadlines.add(hold, hold.seconds)
@@ -140,9 +140,7 @@ class Waiters:
         for hold in self._held:
             loop.call_later(self._chance() * seconds, hold.end, Reason.DRAIN)
 
-    @staticmethod
-    def _end_oldest(of_user: dict[Hold, None]) -> None:
-        for hold in of_user:
-            if hold.reason is None:
-                hold.end(Reason.DEGRADED)
-                return
+    def _make_room(self, of_user: dict[Hold, None]) -> None:
+        going_on = [hold for hold in of_user if hold.reason is None]  # the others are about to leave
+        if len(going_on) >= self.max_held_per_user:
+            going_on[0].end(Reason.DEGRADED)

@@ -73,7 +73,9 @@ GRANT SELECT, DELETE ON public.image_generations TO longpoll_app;
 GRANT INSERT (user_id, task_id, prompt, type, seed, size, has_reference, idempotency_key, request_digest)
   ON public.image_generations TO longpoll_app;
 GRANT UPDATE (status, cancel_requested) ON public.image_generations TO longpoll_app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON public.image_generations TO longpoll_service;
+GRANT SELECT ON public.image_generations TO longpoll_service;
+GRANT UPDATE (status, result, error, progress, stage, message, attempt, lease_owner, lease_expires_at, run_after, started_at)
+  ON public.image_generations TO longpoll_service;
 
 -- Supabase's default privileges give strangers everything on a new table: leave them what the policies are written for.
 DO $$
@@ -128,6 +130,11 @@ BEGIN
     RAISE EXCEPTION 'task % is %, and that is final', OLD.task_id, OLD.status
       USING ERRCODE = 'check_violation', CONSTRAINT = 'terminal_is_final';
   END IF;
+  -- Whoever may ask a running task to stop must not be able to make a waiting one run by it: nobody would be working.
+  IF OLD.status = 'pending' AND NEW.status = 'processing' AND NEW.cancel_requested AND NOT OLD.cancel_requested THEN
+    RAISE EXCEPTION 'task % is waiting: it is canceled, not begun and asked to stop', OLD.task_id
+      USING ERRCODE = 'check_violation', CONSTRAINT = 'waiting_is_not_begun_by_a_cancel';
+  END IF;
   NEW.version := OLD.version + 1;
   NEW.updated_at := clock_timestamp();
   RETURN NEW;
@@ -143,14 +150,14 @@ CREATE TRIGGER handle_updated_at BEFORE UPDATE ON public.image_generations
 
 -- Notifications: hints to read again, never data, for anyone may listen ----------------------------------------------
 
--- Sends "id:version,id:version,…" in as few payloads as fit: 7,900 bytes and one more item (85) stay below the limit of 8,000.
+-- Sends "id:version,id:version,…" in as few payloads as fit: 8,000 bytes would make the writer's statement fail.
 CREATE FUNCTION longpoll.notify_items(items text[]) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   item text;
   payload text := '';
 BEGIN
   FOREACH item IN ARRAY coalesce(items, '{}') LOOP
-    IF length(payload) + length(item) + 1 > 7900 THEN
+    IF length(payload) + length(item) + 1 > 7999 THEN
       PERFORM pg_notify('generation_changed', payload);
       payload := '';
     END IF;
@@ -177,7 +184,7 @@ DECLARE
   items text[];
   again boolean;
 BEGIN
-  SELECT array_agg(after.task_id || ':' || after.version), bool_or(after.status = 'pending')
+  SELECT array_agg(after.task_id || ':' || after.version), bool_or(after.status = 'pending' AND before.status <> 'pending')
     INTO items, again
     FROM after JOIN before USING (id)
    WHERE after.version <> before.version;
