@@ -7,7 +7,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp_session import AbstractStorage, Session
 
-from server.storage.sessions import Sessions
+from server.storage.sessions import TOKEN_PREFIX, Sessions
 from server.storage.users import User
 
 USER_ID: Final = "user_id"
@@ -32,6 +32,8 @@ class CookieSessions(AbstractStorage):
     async def load_session(self, request: web.Request) -> Session:
         """Return the session that the cookie stands for, or an empty one."""
         secret = self.load_cookie(request)
+        if secret and secret.startswith(TOKEN_PREFIX):
+            secret = None  # a bearer token, which no logout would end
         user = await self._sessions.find(secret) if secret else None
         if user is None:
             return Session(None, data=None, new=True)

@@ -60,6 +60,8 @@ def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitabl
             seconds = time.perf_counter() - started
             _measure(request, trace, status, seconds, metrics)
             _log(request, trace, status, seconds, logging)
+        if request.content.exception() is not None:
+            response.force_close()  # what follows in a broken body can't be told from a next request
         _complete(response, trace.request_id, _route(request))
         return response
 

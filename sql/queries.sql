@@ -173,8 +173,10 @@ RETURNING false AS cancel_requested;
 
 -- name: release_task
 -- A worker that is told to stop gives its task back at once. The attempt stays counted: it is the fencing token.
+-- A cancel that nobody has seen yet ends it instead: in the queue it might wait for ever.
 UPDATE public.image_generations
-   SET status = 'pending', stage = 'waiting', message = NULL, progress = NULL, lease_owner = NULL, lease_expires_at = NULL
+   SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'pending' END::public.generation_status,
+       stage = 'waiting', message = NULL, progress = NULL, lease_owner = NULL, lease_expires_at = NULL
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
 RETURNING false AS cancel_requested;
 

@@ -17,7 +17,6 @@ from server import keys, serving
 from server.app import build_app
 from server.certificate import write_certificate
 from server.config import Config
-from server.keys import DATABASE
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import connect, connect_to, request, status_request
 
@@ -49,10 +48,11 @@ async def test_the_time_a_client_was_held_before_it_left_is_not_counted_as_work(
         loop = asyncio.get_running_loop()
         since = loop.time()
         await until(lambda: loop.time() - since > 0.3)
+        held = loop.time() - since
         connection.abort()
         await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone"))
     worked = alice.metric("longpoll_http_request_seconds_sum", route="/api/generate/status")
-    assert worked < 0.3
+    assert worked < held
 
 
 async def test_a_pipelined_request_is_answered_after_the_one_before_it(alice: Person, sql: Sql) -> None:
@@ -112,7 +112,7 @@ async def test_two_thousand_polls_are_woken_by_one_update(start: Start, enter: E
             await connection.send(status_request(alice, task_ids[number % 4], version=1))
             crowd.append(connection)
         await until(lambda: alice.held == CROWD, seconds=60)
-        database = alice.app[DATABASE]
+        database = alice.app[keys.DATABASE]
         before = database.statements
         sql("UPDATE public.image_generations SET status = 'processing'")
         async with asyncio.timeout(60):

@@ -204,8 +204,8 @@ def test_the_roles_own_nothing_and_are_bound_by_policies(sql: Sql, role: str) ->
         " WHERE rolname = %s",
         (role,),
     ) == [(False,) * 6]
-    assert sql("SELECT FROM pg_shdepend WHERE refobjid = %s::regrole AND deptype = 'o'", (role,)) == []
-    assert sql("SELECT FROM pg_auth_members WHERE member = %s::regrole", (role,)) == []
+    assert sql("SELECT objid FROM pg_shdepend WHERE refobjid = %s::regrole AND deptype = 'o'", (role,)) == []
+    assert sql("SELECT roleid FROM pg_auth_members WHERE member = %s::regrole", (role,)) == []
 
 
 def test_the_policies_ask_for_the_user_once_in_a_statement(sql: Sql) -> None:

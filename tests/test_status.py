@@ -134,7 +134,7 @@ async def test_a_timeout_is_a_success_with_the_full_state(start: Start, enter: E
     assert body["poll"]["reason"] == "timeout"
     assert body["poll"]["changed"] is False
     assert body["poll"]["next"] == "again"
-    assert 0 < body["poll"]["waitedMs"] <= 300
+    assert body["poll"]["waitedMs"] > 0
     data = body["data"]
     assert {name: data[name] for name in data if not name.endswith("At")} == {
         "taskId": task_id, "type": "basic", "status": "pending", "version": 1, "result": None, "error": None,

@@ -23,6 +23,7 @@ MIN_PASSWORD: Final = 8
 _MAX_PASSWORD: Final = 1024
 _MAX_EMAIL: Final = 254
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f.]+\Z")
+_TOKEN_ID: Final = re.compile(r"[0-9a-f-]{36}\Z")
 _FIELDS: Final = frozenset({"email", "password", "next"})
 
 
@@ -129,7 +130,8 @@ async def list_tokens(request: web.Request) -> web.Response:
 async def revoke_token(request: web.Request) -> web.Response:
     """End a token."""
     user = await signed_in_user(request)
-    if not await request.app[SESSIONS].revoke_token(user, request.match_info["token_id"]):
+    token_id = request.match_info["token_id"]
+    if not _TOKEN_ID.match(token_id) or not await request.app[SESSIONS].revoke_token(user, token_id):
         raise NotFound("You have no such token.")
     return web.Response(status=204)
 

@@ -25,6 +25,16 @@ CREATE TABLE IF NOT EXISTS longpoll.migrations (
 );
 REVOKE ALL ON longpoll.migrations FROM PUBLIC;
 """
+# Our lock is this database's, roles are the cluster's: up to Postgres 15 two such grants at once collide.
+_GRANT: Final = """
+DO $grant$
+BEGIN
+  GRANT longpoll_app, longpoll_service TO {role};
+EXCEPTION WHEN unique_violation THEN
+  GRANT longpoll_app, longpoll_service TO {role};
+END
+$grant$
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +85,20 @@ async def migrate(dsn: str, *, grant_to: str | None = None, migrations: list[Mig
             await _apply(connection, migration)
         if grant_to is not None:
             role = '"' + grant_to.replace('"', '""') + '"'
-            await _run(connection, f"GRANT longpoll_app, longpoll_service TO {role}")
+            await _run(connection, _GRANT.format(role=role))
     return [migration.name for migration in pending]
 
 
 async def pending(dsn: str) -> list[str]:
-    """Return the names of the migrations that this version needs and the database hasn't."""
+    """Return the names of the migrations that this version needs and the database hasn't.
+
+    Raises:
+        StorageError: the role may not read what has been applied; only the one that migrates may.
+        DatabaseUnavailable: nobody answers.
+    """
     async with connected(dsn, _PATIENCE_SECONDS) as connection:
-        try:
-            rows = await _run(connection, "SELECT name FROM longpoll.migrations")
-        except StorageError:
-            rows = []
+        [(begun,)] = await _run(connection, "SELECT to_regclass('longpoll.migrations') IS NOT NULL")
+        rows = await _run(connection, "SELECT name FROM longpoll.migrations") if begun else []
     applied = {name for (name,) in rows}
     return [migration.name for migration in read_migrations() if migration.name not in applied]
 

@@ -165,17 +165,19 @@ class OwnTasks:
             IdempotencyMismatch: the key was used for another request.
         """
         fields = {name: getattr(task, name) for name in task.__slots__}
-        created = await self._database.fetch_one("create_task", Task, user=task.user_id, **fields)
-        if created is not None:
-            return created
-        earlier = await self._database.fetch_one(
-            "find_idempotent_task",
-            _Replay,
-            user=task.user_id,
-            user_id=task.user_id,
-            idempotency_key=task.idempotency_key,
-        )
-        if earlier is None or bytes(earlier.request_digest or b"") != task.request_digest:
+        earlier = None
+        while earlier is None:  # the earlier task may be deleted between the two statements: its key is free again
+            created = await self._database.fetch_one("create_task", Task, user=task.user_id, **fields)
+            if created is not None:
+                return created
+            earlier = await self._database.fetch_one(
+                "find_idempotent_task",
+                _Replay,
+                user=task.user_id,
+                user_id=task.user_id,
+                idempotency_key=task.idempotency_key,
+            )
+        if bytes(earlier.request_digest or b"") != task.request_digest:
             raise IdempotencyMismatch(
                 "This Idempotency-Key belongs to another request; use a new key for a new picture."
             )

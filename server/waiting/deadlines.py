@@ -56,8 +56,9 @@ class Deadlines:
 
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        now = loop.time()
-        for slot in [slot for slot in self._slots if slot * GRAIN_SECONDS <= now]:
+        # A loop calls its timers up to its clock's resolution early: our own slot is due all the same.
+        due = max(self._timer_slot, int(loop.time() / GRAIN_SECONDS))
+        for slot in [slot for slot in self._slots if slot <= due]:
             for waiter in self._slots.pop(slot):
                 waiter.expire()
         if self._slots:

@@ -27,14 +27,23 @@ DECLARE
   role_name text;
 BEGIN
   FOREACH role_name IN ARRAY ARRAY['longpoll_app', 'longpoll_service'] LOOP
-    BEGIN
-      EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name);
-    EXCEPTION WHEN duplicate_object OR unique_violation THEN
-      NULL;
-    END;
-    -- A superuser may become any role already.
-    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-      EXECUTE format('GRANT %I TO %I', role_name, current_user);
+    -- Looked for first: where somebody else has made them, we needn't have the right to make roles.
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
+      BEGIN
+        EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEDB NOCREATEROLE', role_name);
+      EXCEPTION WHEN duplicate_object OR unique_violation THEN
+        NULL;
+      END;
+    END IF;
+    -- Since Postgres 16 whoever makes a role may grant it, but not become it. A superuser may become any.
+    IF NOT pg_has_role(current_user, role_name,
+                       CASE WHEN current_setting('server_version_num')::integer < 160000 THEN 'MEMBER' ELSE 'SET' END)
+    THEN
+      BEGIN
+        EXECUTE format('GRANT %I TO %I', role_name, current_user);
+      EXCEPTION WHEN unique_violation THEN
+        NULL;
+      END;
     END IF;
   END LOOP;
 END

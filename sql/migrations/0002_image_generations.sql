@@ -87,8 +87,11 @@ BEGIN
   END LOOP;
   IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'authenticated') THEN
     GRANT SELECT, INSERT (user_id, task_id, prompt) ON public.image_generations TO authenticated;
-    GRANT USAGE ON SCHEMA longpoll TO authenticated;  -- the triggers below call functions of it as whoever inserts
   END IF;
+  -- The triggers below call functions of it as whoever writes; `service_role` is who the guide's own workers are.
+  FOR role_name IN SELECT rolname FROM pg_roles WHERE rolname IN ('authenticated', 'service_role') LOOP
+    EXECUTE format('GRANT USAGE ON SCHEMA longpoll TO %I', role_name);
+  END LOOP;
 END
 $$;
 

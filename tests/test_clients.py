@@ -1,0 +1,116 @@
+"""Who is at the other end: what proxies say is believed only if they are trusted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
+from multidict import CIMultiDict
+
+from server.clients import Clients
+
+
+def request_from(peer: str, *headers: tuple[str, str], method: str = "POST") -> web.Request:
+    """Return a request as it comes in by a connection from this peer."""
+    given = CIMultiDict([("Host", "pictures.example.org"), *headers])
+    request = make_mocked_request(method, "/", headers=given)
+    return request.clone(remote=peer)
+
+
+def forwarded(*values: str) -> list[tuple[str, str]]:
+    return [("X-Forwarded-For", value) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("peer", "headers", "address"),
+    [
+        ("203.0.113.9", [], "203.0.113.9"),
+        # Not trusted: whatever it says is its own invention.
+        ("203.0.113.9", forwarded("198.51.100.1"), "203.0.113.9"),
+        # Trusted: the last address that isn't a trusted proxy itself; further left stands what the client claims.
+        ("127.0.0.1", forwarded("198.51.100.1"), "198.51.100.1"),
+        ("127.0.0.1", forwarded("1.1.1.1, 198.51.100.1"), "198.51.100.1"),
+        ("127.0.0.1", forwarded("1.1.1.1, 198.51.100.1, 10.1.2.3"), "198.51.100.1"),
+        ("127.0.0.1", forwarded("127.0.0.1, 198.51.100.1,, 10.1.2.3 "), "198.51.100.1"),
+        ("10.1.2.3", forwarded("2001:db8::1"), "2001:db8::1"),
+        # Some proxies add a line of their own behind the client's.
+        ("127.0.0.1", forwarded("1.1.1.1", "198.51.100.1"), "198.51.100.1"),
+        ("127.0.0.1", forwarded("1.1.1.1, 2.2.2.2", "198.51.100.1", "10.1.2.3"), "198.51.100.1"),
+        # Nothing usable: the peer.
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", forwarded(""), "127.0.0.1"),
+        ("127.0.0.1", forwarded("10.1.1.1, 10.2.2.2"), "127.0.0.1"),
+        # An IPv4 peer as a socket sees it that listens on ::
+        ("::ffff:127.0.0.1", forwarded("198.51.100.1"), "198.51.100.1"),
+        ("::ffff:203.0.113.9", forwarded("198.51.100.1"), "::ffff:203.0.113.9"),
+    ],
+)
+def test_the_address_of_a_client(peer: str, headers: list[tuple[str, str]], address: str) -> None:
+    clients = Clients(["127.0.0.1", "10.0.0.0/8"], "")
+    assert clients.address(request_from(peer, *headers)) == address
+
+
+def test_nobody_is_trusted_unless_named() -> None:
+    clients = Clients([], "")
+    assert clients.address(request_from("127.0.0.1", *forwarded("198.51.100.1"))) == "127.0.0.1"
+
+
+HERE = "http://pictures.example.org"
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),  # no browser sent this
+        ({"Origin": HERE}, True),
+        ({"Origin": f"{HERE}:80"}, True),
+        ({"Origin": "HTTP://Pictures.Example.ORG"}, True),
+        ({"Origin": "https://pictures.example.org"}, False),
+        ({"Origin": f"{HERE}:8080"}, False),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "http://pictures.example.org.evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Origin": ""}, False),
+        ({"Origin": f"{HERE}:99999999"}, False),
+        ({"Origin": f"{HERE}:abc", "Host": "pictures.example.org:abc"}, False),
+        ({"Origin": "null", "Host": ""}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),  # typed, or from a bookmark
+        ({"Sec-Fetch-Site": "same-site", "Origin": HERE}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": ""}, False),
+    ],
+)
+def test_which_pages_may_change_something(headers: dict[str, str], allowed: bool) -> None:  # noqa: FBT001
+    for method in ("POST", "DELETE", "PUT", "PATCH"):
+        given = {"Host": "pictures.example.org", **headers}
+        request = make_mocked_request(method, "/", headers=given).clone(remote="203.0.113.9")
+        assert Clients([], "").is_same_origin(request) is allowed
+    for method in ("GET", "HEAD", "OPTIONS"):
+        request = make_mocked_request(method, "/", headers={"Sec-Fetch-Site": "cross-site"})
+        assert Clients([], "").is_same_origin(request)
+
+
+def test_behind_a_trusted_proxy_the_sites_origin_is_what_the_proxy_says() -> None:
+    said = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "www.example.org")]
+    clients = Clients(["127.0.0.1"], "")
+
+    def is_same(peer: str, origin: str, *headers: tuple[str, str]) -> bool:
+        return clients.is_same_origin(request_from(peer, ("Origin", origin), *headers))
+
+    assert is_same("127.0.0.1", "https://www.example.org", *said)
+    assert not is_same("127.0.0.1", "http://www.example.org", *said)
+    assert is_same("127.0.0.1", "https://pictures.example.org", said[0])
+    assert not is_same("203.0.113.9", "https://www.example.org", *said)
+    assert is_same("203.0.113.9", HERE, *said)
+
+
+def test_a_public_url_is_the_only_origin() -> None:
+    clients: Any = Clients(["127.0.0.1"], "https://pictures.example.org/")
+    assert clients.is_same_origin(request_from("203.0.113.9", ("Origin", "https://pictures.example.org")))
+    assert clients.is_same_origin(request_from("203.0.113.9", ("Origin", "https://pictures.example.org:443")))
+    assert not clients.is_same_origin(request_from("203.0.113.9", ("Origin", HERE)))
+    said = ("X-Forwarded-Host", "evil.example")
+    assert not clients.is_same_origin(request_from("127.0.0.1", ("Origin", "https://evil.example"), said))

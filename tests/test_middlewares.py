@@ -1,0 +1,263 @@
+"""What every request passes: who may change things, how often, what goes wrong, what is logged, what is in every reply."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, MutableMapping
+from typing import Any
+
+import pytest
+import structlog
+from aiohttp import web
+from aiohttp.test_utils import TestClient
+
+from server import keys, logs
+from server.storage.embedded import EmbeddedPostgres
+from tests.conftest import Enter, Person, Sql, Start, until
+from tests.outage import outage
+from tests.raw_http import connect, secret_of
+
+PAGE = {"Accept": "text/html"}
+Lines = list[MutableMapping[str, Any]]
+
+
+@pytest.fixture
+def lines() -> Iterator[Lines]:
+    """All log lines of a test. Ask for it last: starting a server sets up the log."""
+    with structlog.testing.capture_logs() as captured:
+        yield captured
+
+
+# Other sites ---------------------------------------------------------------------------------------------------------
+
+
+async def test_only_our_own_pages_may_change_something(alice: Person, sql: Sql) -> None:
+    own = str(alice.http.make_url("/")).rstrip("/")
+    for headers in ({"Origin": own}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}, {}):
+        async with alice.http.post("/api/generate", json={"prompt": "x"}, headers=headers) as reply:
+            assert reply.status == 202, headers
+    evil = (
+        {"Origin": "https://evil.example"}, {"Origin": "http://127.0.0.1:1"}, {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site", "Origin": own},
+    )  # fmt: skip
+    for headers in evil:
+        for method, url in (
+            ("POST", "/api/generate"), ("DELETE", "/api/generate/tasks/x"), ("POST", "/api/auth/login"),
+            ("POST", "/api/auth/logout"), ("POST", "/nowhere"),
+        ):  # fmt: skip
+            async with alice.http.request(method, url, json={"prompt": "x"}, headers=headers) as reply:
+                assert (reply.status, (await reply.json())["code"]) == (403, "cross_origin")
+                assert not [name for name in reply.headers if name.startswith("Access-Control")]
+        async with alice.http.get("/api/generate/tasks", headers=headers) as reply:
+            assert reply.status == 200  # reading changes nothing, and another site can't see the reply
+    assert sql("SELECT count(*) FROM public.image_generations") == [(4,)]
+
+
+async def test_behind_a_trusted_proxy_the_origin_is_what_browsers_see(start: Start) -> None:
+    client = await start(server={"trusted_proxies": ("127.0.0.1",)})
+    said = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "pictures.example.org"}
+    for origin, status in (("https://pictures.example.org", 204), (str(client.make_url("/")), 403)):
+        async with client.post("/api/auth/logout", headers={**said, "Origin": origin}) as reply:
+            assert reply.status == status
+    nobody = await start()
+    async with nobody.post("/api/auth/logout", headers={**said, "Origin": "https://pictures.example.org"}) as reply:
+        assert reply.status == 403
+
+
+# Limits --------------------------------------------------------------------------------------------------------------
+
+
+async def attempt(client: TestClient[web.Request, web.Application], url: str, **headers: str) -> int:
+    """Ask for something that is refused for its body, unless the limit refuses it first; returns the status."""
+    async with client.post(url, data=b"", headers={"Content-Type": "application/json", **headers}) as reply:
+        text = await reply.text()
+        if reply.status == 429:
+            assert '"code":"too_many_requests"' in text
+            assert 1 <= int(reply.headers["Retry-After"]) <= 76  # a minute, and a quarter more to spread out
+        return reply.status
+
+
+async def test_logins_and_registrations_from_one_address_are_limited(start: Start) -> None:
+    client = await start(limits={"enabled": True, "login": "3 per minute", "register": "1 per minute"})
+    urls = ("/api/auth/login", "/api/auth/login", "/api/auth/%6cogin", "/api/auth/login", "/api/auth/lo%67in")
+    assert [await attempt(client, url) for url in urls] == [400, 400, 400, 429, 429]
+    assert [await attempt(client, "/api/auth/register") for _ in range(2)] == [400, 429]
+    assert await attempt(client, "/api/auth/logout") == 204
+
+
+async def test_the_wait_is_spread_out_so_that_not_everybody_comes_back_at_once(start: Start) -> None:
+    client = await start(limits={"enabled": True, "login": "1 per hour"})
+    await attempt(client, "/api/auth/login")
+    waits = set()
+    for _ in range(30):
+        async with client.post("/api/auth/login") as reply:
+            waits.add(int(reply.headers["Retry-After"]))
+    assert len(waits) > 5
+    assert 3500 < min(waits) <= max(waits) <= 4501
+
+
+async def test_both_ways_to_create_share_one_limit(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(limits={"enabled": True, "create": "2 per minute"}))
+    urls = ("/api/generate", "/api/generate_advanced", "/api/generate", "/api/generate_advanced")
+    assert [await attempt(alice.http, url) for url in urls] == [400, 400, 429, 429]
+    assert await attempt(alice.http, "/api/generate/cancel") == 400
+
+
+async def test_each_address_behind_a_trusted_proxy_has_a_limit_of_its_own(start: Start) -> None:
+    """What a client claims to the left of what the proxy saw changes nothing."""
+    client = await start(server={"trusted_proxies": ("127.0.0.1",)}, limits={"enabled": True, "login": "1 per minute"})
+    hops = ("198.51.100.1", "198.51.100.2", "198.51.100.1", "6.6.6.6, 198.51.100.1", "198.51.100.2, 127.0.0.1")
+    statuses = [await attempt(client, "/api/auth/login", **{"X-Forwarded-For": hop}) for hop in hops]
+    assert statuses == [400, 400, 429, 429, 429]
+
+
+async def test_an_untrusted_peer_cannot_give_itself_another_address(start: Start) -> None:
+    client = await start(limits={"enabled": True, "login": "1 per minute"})
+    statuses = [await attempt(client, "/api/auth/login", **{"X-Forwarded-For": f"6.6.6.{n}"}) for n in range(3)]
+    assert statuses == [400, 429, 429]
+
+
+# What goes wrong -----------------------------------------------------------------------------------------------------
+
+
+async def test_an_unknown_url_and_a_wrong_method(alice: Person) -> None:
+    async with alice.http.get("/api/nowhere") as reply:
+        assert (reply.status, reply.content_type) == (404, "application/problem+json")
+        body = await reply.json()
+    assert body == {
+        "type": "urn:longpoll:problem:not_found", "title": "Not found", "status": 404, "code": "not_found",
+        "error": "Not found", "instance": reply.headers["X-Request-Id"],
+    }  # fmt: skip
+    async with alice.http.put("/api/generate/status") as reply:
+        assert (reply.status, (await reply.json())["code"]) == (405, "method_not_allowed")
+        assert reply.headers["Allow"] == "GET, HEAD"
+    async with alice.http.get("/tasks/a/b/c", headers=PAGE) as reply:
+        assert (reply.status, reply.content_type) == (404, "text/html")
+    async with alice.http.get("/api/nowhere", headers=PAGE) as reply:
+        assert reply.content_type == "application/problem+json"  # for programs, whatever they accept
+
+
+async def test_no_stack_trace_ever_reaches_a_client(
+    alice: Person, monkeypatch: pytest.MonkeyPatch, lines: Lines
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret detail")
+
+    monkeypatch.setattr(alice.app[keys.TASKS], "list", fail)
+    for url, headers in (("/api/generate/tasks", {}), ("/tasks", PAGE)):
+        async with alice.http.get(url, headers=headers) as reply:
+            text = await reply.text()
+            assert reply.status == 500
+            assert "Internal server error" in text
+            assert reply.headers["X-Request-Id"] in text
+            assert not [word for word in ("secret", "Traceback", "RuntimeError", "tasks.py") if word in text]
+    crashed = [line for line in lines if line["event"] == logs.REQUEST_CRASHED]
+    assert [(line["path"], str(line["exc_info"])) for line in crashed] == [
+        ("/api/generate/tasks", "a secret detail"), ("/tasks", "a secret detail"),
+    ]  # fmt: skip
+    assert alice.metric("longpoll_request_crashes_total") == 2
+    assert alice.metric("longpoll_http_requests_total", route="/tasks", method="GET", code="500") == 1
+
+
+async def test_without_a_database_the_answer_is_a_503_and_not_a_500(
+    alice: Person, postgres: EmbeddedPostgres, dsn: str
+) -> None:
+    """A task that is known is still answered: what was last known of it is better than nothing."""
+    task_id = await alice.create()
+    await alice.status(task_id, wait=0)
+
+    async def listing() -> int:
+        async with alice.http.get("/api/generate/tasks") as reply:
+            body = await reply.json()
+            if reply.status == 503:
+                assert (body["error"], body["code"]) == ("Service unavailable", "unavailable")
+                assert 1 <= int(reply.headers["Retry-After"]) <= 4
+                assert "terminat" not in str(body)
+            return reply.status
+
+    with outage(postgres, dsn):
+        assert await listing() == 503
+        async with alice.http.post("/api/generate", json={"prompt": "x"}) as reply:
+            assert reply.status == 503
+        async with alice.http.get("/tasks", headers=PAGE) as reply:
+            assert (reply.status, reply.content_type) == (503, "text/html")
+        body = await alice.status(task_id, wait=0)
+        assert body["data"]["version"] == 1
+        async with alice.poll("never-seen", wait=0) as reply:
+            assert reply.status == 503
+
+    async def works() -> bool:
+        return await listing() == 200
+
+    await until(works)
+    assert alice.metric("longpoll_request_crashes_total") == 0
+
+
+# What is in every reply, and in the log ------------------------------------------------------------------------------
+
+
+async def test_every_reply_forbids_what_no_page_of_ours_needs(alice: Person) -> None:
+    task_id = await alice.create()
+    urls = (
+        "/", "/login", "/tasks", f"/tasks/{task_id}", "/nowhere", "/healthz", "/readyz", "/metrics",
+        f"/api/generate/status?taskId={task_id}&wait=0", "/api/generate/status", "/api/generate/tasks",
+        "/static/style.css", "/static/nowhere.js", "/static/../config.toml", "/static/",
+    )  # fmt: skip
+    for url in urls:
+        for headers in ({}, PAGE):
+            async with alice.http.get(url, headers=headers, allow_redirects=False) as reply:
+                assert reply.status != 500, url
+                assert reply.headers["X-Content-Type-Options"] == "nosniff", url
+                assert reply.headers["X-Frame-Options"] == "DENY", url
+                assert reply.headers["Referrer-Policy"] == "same-origin", url
+                assert reply.headers["Cross-Origin-Opener-Policy"] == "same-origin", url
+                assert "script-src 'self';" in reply.headers["Content-Security-Policy"], url
+                assert len(reply.headers["X-Request-Id"]) == 16, url
+                kept = "no-cache" if url.startswith("/static/") and reply.status == 200 else "private, no-store"
+                assert reply.headers["Cache-Control"] in {kept, "no-cache"}, url
+
+
+async def test_files_of_the_site_are_asked_for_again_but_not_sent_again(alice: Person) -> None:
+    async with alice.http.get("/static/style.css") as reply:
+        assert (reply.status, reply.headers["Cache-Control"]) == (200, "no-cache")
+        tag = reply.headers["ETag"]
+    async with alice.http.get("/static/style.css", headers={"If-None-Match": tag}) as reply:
+        assert reply.status == 304
+
+
+async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(
+    start: Start, enter: Enter, lines: Lines
+) -> None:
+    client = await start()
+    password, wrong = "correct horse battery", "wrong horse battery"
+    account = {"email": "carol@example.org", "password": password}
+    for url, body in (
+        ("/api/auth/register", account), ("/api/auth/login", account), ("/api/auth/login", {**account, "password": wrong}),
+    ):  # fmt: skip
+        async with client.post(url, json=body) as reply:
+            await reply.read()
+    alice = await enter(client)
+    async with alice.http.post("/api/auth/tokens", json={}) as reply:
+        token = (await reply.json())["token"]
+    task_id = await alice.create("a prompt that is nobody's business")
+    lines.clear()
+    with structlog.testing.capture_logs() as own:
+        await alice.status(task_id, wait=0)
+        async with client.get(
+            f"/api/generate/tasks?secret={password}", headers={"Authorization": f"Bearer {token}"}
+        ) as reply:
+            request_id = reply.headers["X-Request-Id"]
+    polled, listed = [line for line in own if line["event"].endswith(".finished")]
+    assert polled["event"] == logs.POLL_FINISHED
+    assert (polled["task_id"], polled["outcome"], polled["user_id"]) == (task_id, "immediate", alice.user.user_id)
+    assert set(listed) == {
+        "event", "log_level", "request_id", "method", "path", "status", "user_id", "task_id", "outcome", "held_ms",
+        "took_ms",
+    }  # fmt: skip
+    assert listed["event"] == logs.REQUEST_FINISHED
+    assert (listed["method"], listed["path"], listed["status"]) == ("GET", "/api/generate/tasks", 200)
+    assert (listed["request_id"], listed["user_id"], listed["held_ms"]) == (request_id, alice.user.user_id, 0.0)
+    said = str(own)
+    for secret in (password, wrong, token, secret_of(alice), "nobody's business"):
+        assert secret not in said

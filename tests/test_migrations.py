@@ -1,0 +1,214 @@
+"""Migrations: in order, each once, each whole; and whatever doesn't fit together stops them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import psycopg2.errors
+import pytest
+
+from server import resources
+from server.errors import ConfigurationError, DatabaseUnavailable, MigrationError, StorageError
+from server.storage.database import Database
+from server.storage.embedded import EmbeddedPostgres
+from server.storage.migrations import Migration, migrate, pending, read_migrations
+from tests.conftest import database_of, execute
+
+FIRST = Migration("0001_first.sql", "CREATE TABLE first (n integer); -- 100 % plain\nINSERT INTO first VALUES (1);\n")
+SECOND = Migration("0002_second.sql", "INSERT INTO first VALUES (2)")
+BROKEN = Migration("0003_broken.sql", "CREATE TABLE third (); INSERT INTO first VALUES (3); SELECT 1 / 0")
+
+
+def recorded(dsn: str) -> list[str]:
+    return [name for (name,) in execute(dsn, "SELECT name FROM longpoll.migrations ORDER BY applied_at, name")]
+
+
+def numbers(dsn: str) -> list[int]:
+    return [number for (number,) in execute(dsn, "SELECT n FROM first ORDER BY n")]
+
+
+async def test_migrations_run_in_order_and_are_recorded(empty_dsn: str) -> None:
+    names = [migration.name for migration in read_migrations()]
+    assert await pending(empty_dsn) == names
+    assert await migrate(empty_dsn) == names == sorted(names)
+    assert recorded(empty_dsn) == names
+    assert await pending(empty_dsn) == []
+
+
+async def test_a_second_run_does_nothing(empty_dsn: str) -> None:
+    assert await migrate(empty_dsn, migrations=[FIRST]) == [FIRST.name]
+    assert await migrate(empty_dsn, migrations=[FIRST]) == []
+    assert numbers(empty_dsn) == [1]
+
+
+async def test_only_what_is_new_is_applied(empty_dsn: str) -> None:
+    await migrate(empty_dsn, migrations=[FIRST])
+    assert await migrate(empty_dsn, migrations=[FIRST, SECOND]) == [SECOND.name]
+    assert numbers(empty_dsn) == [1, 2]
+
+
+async def test_processes_that_start_together_apply_each_migration_once(empty_dsn: str) -> None:
+    runs = await asyncio.gather(*(migrate(empty_dsn, migrations=[FIRST, SECOND]) for _ in range(8)))
+    assert sorted(name for run in runs for name in run) == [FIRST.name, SECOND.name]
+    assert numbers(empty_dsn) == [1, 2]
+
+
+async def test_processes_that_start_together_make_the_whole_schema(empty_dsn: str) -> None:
+    names = [migration.name for migration in read_migrations()]
+    runs = await asyncio.gather(*(migrate(empty_dsn, grant_to="postgres") for _ in range(8)))
+    assert sorted(name for run in runs for name in run) == names
+    assert recorded(empty_dsn) == names
+
+
+async def test_a_migration_that_fails_is_undone_and_named(empty_dsn: str) -> None:
+    with pytest.raises(MigrationError, match=r"0003_broken\.sql failed and was undone: division by zero"):
+        await migrate(empty_dsn, migrations=[FIRST, SECOND, BROKEN])
+    assert recorded(empty_dsn) == [FIRST.name, SECOND.name]
+    assert numbers(empty_dsn) == [1, 2]
+    assert execute(empty_dsn, "SELECT to_regclass('third')") == [(None,)]
+
+
+async def test_a_migration_that_failed_may_be_mended_and_run_again(empty_dsn: str) -> None:
+    with pytest.raises(MigrationError):
+        await migrate(empty_dsn, migrations=[FIRST, SECOND, BROKEN])
+    mended = Migration(BROKEN.name, BROKEN.text.replace("1 / 0", "1"))
+    assert await migrate(empty_dsn, migrations=[FIRST, SECOND, mended]) == [BROKEN.name]
+    assert numbers(empty_dsn) == [1, 2, 3]
+
+
+async def test_one_that_was_edited_after_it_was_applied_stops_everything(empty_dsn: str) -> None:
+    await migrate(empty_dsn, migrations=[FIRST])
+    edited = Migration(FIRST.name, FIRST.text + "-- a word more")
+    with pytest.raises(MigrationError, match=r"0001_first\.sql was edited after it had been applied"):
+        await migrate(empty_dsn, migrations=[edited, SECOND])
+    assert recorded(empty_dsn) == [FIRST.name]
+
+
+async def test_other_line_ends_are_no_edit(empty_dsn: str) -> None:
+    await migrate(empty_dsn, migrations=[FIRST])
+    checked_out_elsewhere = Migration(FIRST.name, FIRST.text.replace("\n", "\r\n"))
+    assert await migrate(empty_dsn, migrations=[checked_out_elsewhere]) == []
+
+
+async def test_a_database_of_a_newer_version_is_left_alone(empty_dsn: str) -> None:
+    await migrate(empty_dsn, migrations=[FIRST, SECOND])
+    third = Migration("0003_third.sql", "INSERT INTO first VALUES (3)")
+    with pytest.raises(MigrationError, match=r"0002_second\.sql, which this version doesn't know"):
+        await migrate(empty_dsn, migrations=[FIRST, third])
+    assert numbers(empty_dsn) == [1, 2]
+
+
+async def test_two_databases_of_one_cluster_migrate_at_once(data_folder: Path, postgres: EmbeddedPostgres) -> None:
+    """Roles belong to the cluster: each of the two finds that the other is making them, too."""
+    folder = data_folder / "race"
+    folder.mkdir(mode=0o711)
+    with EmbeddedPostgres(folder, postgres_bin=postgres.location.binaries, settings={"fsync": "off"}) as fresh:
+        names = [f"race_{number}" for number in range(4)]
+        for name in names:
+            execute(fresh.dsn, f"CREATE DATABASE {name}")
+        execute(fresh.dsn, "CREATE ROLE webserver LOGIN")
+        dsns = [database_of(fresh.dsn, name) for name in names]
+        runs = await asyncio.gather(*(migrate(dsn, grant_to="webserver") for dsn in dsns))
+        assert runs == [[migration.name for migration in read_migrations()]] * len(names)
+        granted = "SELECT count(*) FROM pg_auth_members WHERE member = 'webserver'::regrole"
+        assert execute(fresh.dsn, granted) == [(2,)]
+
+
+async def test_nobody_there_is_no_fault_of_a_migration(tmp_path: Path) -> None:
+    with pytest.raises(DatabaseUnavailable):
+        await migrate(f"host={tmp_path} user=postgres")
+
+
+# --- the files
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that migrations are read from, empty."""
+    folder = tmp_path / "migrations"
+    folder.mkdir()
+    monkeypatch.setattr(resources, "folder", lambda _name: tmp_path)
+    return folder
+
+
+def test_files_are_read_in_the_order_of_their_numbers(files: Path) -> None:
+    for name in ("0010_c.sql", "0002_b.sql", "0001_a.sql"):
+        (files / name).write_text(f"-- {name}")
+    (files / "notes.txt").write_text("not a migration")
+    assert [migration.name for migration in read_migrations()] == ["0001_a.sql", "0002_b.sql", "0010_c.sql"]
+
+
+def test_a_file_has_the_same_checksum_in_every_checkout(files: Path) -> None:
+    (files / "0001_a.sql").write_bytes(b"SELECT 1;\nSELECT 2;\n")
+    (files / "0002_a.sql").write_bytes(b"SELECT 1;\r\nSELECT 2;\r\n")
+    assert len({migration.checksum for migration in read_migrations()}) == 1
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["0001_a.sql", "0001_b.sql"], ["1_a.sql"], ["0001-a.sql"], ["a.sql"], ["0001_it's.sql"], ["0001_.sql", "x.sql"]],
+)
+def test_names_and_numbers_are_checked(files: Path, names: list[str]) -> None:
+    for name in names:
+        (files / name).write_text("SELECT 1")
+    with pytest.raises(MigrationError, match=r"must be named NNNN_name\.sql"):
+        read_migrations()
+
+
+# --- the role that the server logs in as
+
+
+@pytest.fixture
+def login(postgres: EmbeddedPostgres, empty_dsn: str) -> Iterator[str]:
+    """The DSN of a login role without any rights, whose name needs quoting."""
+    name = 'web "server"'
+    execute(postgres.dsn, 'CREATE ROLE "web ""server""" LOGIN')
+    yield psycopg2.extensions.make_dsn(empty_dsn, user=name)
+    execute(empty_dsn, 'DROP OWNED BY "web ""server"""')
+    execute(postgres.dsn, 'DROP ROLE "web ""server"""')
+
+
+async def check_role(dsn: str) -> None:
+    """Ask the server's own question: do the policies bind us?"""
+    database = Database(dsn, pool_size=1, timeout=5)
+    await database.open()
+    try:
+        await database.check_role()
+    finally:
+        await database.close()
+
+
+async def test_the_servers_own_login_is_given_both_roles(empty_dsn: str, login: str) -> None:
+    await migrate(empty_dsn, grant_to='web "server"')
+    await migrate(empty_dsn, grant_to='web "server"')
+    await check_role(login)
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        execute(login, "CREATE TABLE public.own ()")
+
+
+async def test_who_may_not_read_the_ledger_is_not_told_that_everything_is_missing(empty_dsn: str, login: str) -> None:
+    await migrate(empty_dsn, grant_to='web "server"')
+    with pytest.raises(StorageError, match="permission denied"):
+        await pending(login)
+
+
+async def test_a_login_without_the_roles_is_told_what_to_do(empty_dsn: str, login: str) -> None:
+    await migrate(empty_dsn)
+    with pytest.raises(ConfigurationError, match=r"can't be taken on .* run `python -m server migrate`"):
+        await check_role(login)
+
+
+async def test_a_database_without_the_schema_is_told_apart(empty_dsn: str) -> None:
+    with pytest.raises(ConfigurationError, match="run `python -m server migrate`"):
+        await check_role(empty_dsn)
+
+
+@pytest.mark.parametrize("role", ["longpoll_app", "longpoll_service"])
+async def test_a_role_that_owns_the_table_is_refused(empty_dsn: str, role: str) -> None:
+    await migrate(empty_dsn)
+    execute(empty_dsn, f"ALTER TABLE public.image_generations OWNER TO {role}")
+    with pytest.raises(ConfigurationError, match="it owns the table or bypasses them"):
+        await check_role(empty_dsn)

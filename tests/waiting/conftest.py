@@ -1,0 +1,215 @@
+"""A loop whose clock jumps, and a storage that answers when the test says so."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from server.metrics import Metrics
+from server.waiting.board import Board
+from server.waiting.polling import Answer, Polling, Question
+from server.waiting.waiters import Waiters
+
+SWEEP_SECONDS = 5.0
+LINGER_SECONDS = 60.0
+
+
+class ClockworkLoop(asyncio.SelectorEventLoop):
+    """An event loop in which nobody waits: when nothing is ready, the time is that of the next timer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now = 1_000_000.0
+        self._end = self._now + 3600
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        loop: Any = self  # typeshed keeps what is behind the curtain to itself
+        if not loop._ready:
+            timers = [timer.when() for timer in loop._scheduled if not timer.cancelled()]
+            assert timers or loop._stopping, "nothing is ready and no timer runs: this waits for ever"
+            self._now = max(self._now, min(timers, default=self._now))
+            assert self._now < self._end, "an hour has passed: what is waited for never happens"
+        super()._run_once()  # type: ignore[misc]
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], Any]]:
+    """Run the tests of this folder in that loop."""
+    return {"clockwork": ClockworkLoop}
+
+
+async def settle() -> None:
+    """Let everything run that can run without the clock moving."""
+    loop: Any = asyncio.get_running_loop()
+    while True:
+        await asyncio.sleep(0)
+        if not loop._ready:
+            return
+
+
+@dataclass(frozen=True)
+class State:
+    """A task as the board sees it."""
+
+    task_id: str = "t"
+    version: int = 1
+    status: str = "pending"
+    user_id: str = "alice"
+
+    @property
+    def terminal(self) -> bool:
+        return self.status == "completed"
+
+
+class Read:
+    """One read under way. It sees what was committed when it began, as a statement in Postgres does."""
+
+    def __init__(self, task_ids: Sequence[str], rows: Mapping[str, State]) -> None:
+        self.task_ids = list(task_ids)
+        self.found = [rows[task_id] for task_id in task_ids if task_id in rows]
+        self.answer: asyncio.Future[list[State]] = asyncio.get_running_loop().create_future()
+
+    def finish(self) -> None:
+        self.answer.set_result(self.found)
+
+    def fail(self, error: BaseException) -> None:
+        self.answer.set_exception(error)
+
+
+@dataclass
+class Storage:
+    """What would be Postgres. With `paused`, a read ends when the test says so; `broken`: every call raises this."""
+
+    rows: dict[str, State] = field(default_factory=dict)
+    reads: list[Read] = field(default_factory=list)
+    sweeps: list[list[str]] = field(default_factory=list)
+    paused: bool = False
+    broken: Exception | None = None
+    barrier_holds: bool = True
+    on_barrier: Callable[[], None] = lambda: None
+
+    def put(self, task_id: str = "t", version: int = 1, **columns: str) -> State:
+        """Commit a state, and tell nobody."""
+        self.rows[task_id] = replace(State(task_id, version), **columns)
+        return self.rows[task_id]
+
+    @property
+    def pending(self) -> list[Read]:
+        return [read for read in self.reads if not read.answer.done()]
+
+    async def read(self, task_ids: Sequence[str]) -> Sequence[State]:
+        read = Read(task_ids, self.rows)
+        self.reads.append(read)
+        if self.broken is not None:
+            read.fail(self.broken)
+        elif not self.paused:
+            read.finish()
+        return await read.answer
+
+    async def read_versions(self, task_ids: Sequence[str]) -> dict[str, int]:
+        self.sweeps.append(list(task_ids))
+        if self.broken is not None:
+            raise self.broken
+        return {task_id: self.rows[task_id].version for task_id in task_ids if task_id in self.rows}
+
+    async def barrier(self) -> bool:
+        self.on_barrier()
+        await asyncio.sleep(0)
+        return self.barrier_holds
+
+
+class Scene:
+    """A board that runs, polls that can be asked, and a storage to play with."""
+
+    def __init__(self, *, linger_seconds: float = LINGER_SECONDS, batch_size: int = 1000, **caps: int) -> None:
+        self.metrics = Metrics()
+        self.storage = Storage()
+        self.board: Board[State] = Board(
+            read=self.storage.read,
+            read_versions=self.storage.read_versions,
+            barrier=self.storage.barrier,
+            sweep_seconds=SWEEP_SECONDS,
+            linger_seconds=linger_seconds,
+            metrics=self.metrics,
+            batch_size=batch_size,
+        )
+        self.waiters = Waiters(**{"max_held": 100_000, "max_held_per_user": 100_000, **caps}, chance=lambda: 0.5)
+        self.chance = 0.0
+        self.polling = Polling(
+            self.board,
+            self.waiters,
+            jitter_seconds=1.0,
+            chance=lambda: self.chance,
+            clock=lambda: asyncio.get_running_loop().time(),
+        )
+        self.running: asyncio.Task[None] | None = None
+
+    def run(self) -> None:
+        """Begin, with a listener that is proven healthy."""
+        self.running = asyncio.create_task(self.board.run())
+        self.board.restored()
+
+    async def stop(self) -> None:
+        if self.running is not None:
+            self.running.cancel()
+            await asyncio.wait([self.running])
+
+    def ask(
+        self, task_id: str = "t", version: int | None = None, *, seconds: float = 30.0, user: str = "alice", **rest: Any
+    ) -> asyncio.Task[Answer[State]]:
+        """Begin a poll."""
+        question = Question(task_id, user, version, seconds, **rest)
+        return asyncio.create_task(self.polling.answer(question))
+
+    async def hold(self, task_id: str = "t", version: int | None = None, **rest: Any) -> asyncio.Task[Answer[State]]:
+        """Begin a poll and let it go on until it is held."""
+        held = len(self.waiters)
+        poll = self.ask(task_id, version, **rest)
+        await settle()
+        assert len(self.waiters) == held + 1, "not held"
+        return poll
+
+    def change(self, task_id: str = "t", version: int = 2, **columns: str) -> None:
+        """Commit a state and deliver its notification."""
+        self.storage.put(task_id, version, **columns)
+        self.board.notice(f"{task_id}:{version}")
+
+    def delete(self, task_id: str = "t") -> None:
+        """Delete a task and deliver the notification."""
+        del self.storage.rows[task_id]
+        self.board.notice(f"{task_id}:-")
+
+    def metric(self, name: str) -> float:
+        return self.metrics.registry.get_sample_value(name) or 0.0
+
+    @property
+    def repairs(self) -> float:
+        return self.metric("longpoll_missed_notify_repairs_total")
+
+
+@contextlib.asynccontextmanager
+async def playing(scene: Scene) -> AsyncIterator[Scene]:
+    """Run a scene; nobody may be left waiting on it afterwards."""
+    scene.run()
+    await settle()
+    try:
+        yield scene
+    finally:
+        await scene.stop()
+    assert len(scene.waiters) == 0, "a waiter is left"
+    assert scene.waiters.users == 0
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    """A board that runs and one task, `t`, of version 1."""
+    async with playing(Scene()) as scene:
+        scene.storage.put("t")
+        yield scene
