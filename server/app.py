@@ -32,6 +32,7 @@ from server.storage.sessions import Sessions
 from server.storage.tasks import BoardTasks, Cleaning, OwnTasks, WorkQueue
 from server.storage.users import Users
 from server.uploads import UPLOADS, Uploads
+from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
 from server.waiting.waiters import Waiters
@@ -137,6 +138,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     )
     app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
+    app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[WORKERS] = tuple(workers)
     metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
     metrics.gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))

@@ -9,7 +9,6 @@ from typing import Any, Final
 from server import logs
 from server.metrics import Metrics
 
-
 _CANCEL_AGAIN_SECONDS: Final = 1.0
 
 

@@ -16,6 +16,7 @@ from server.storage.listener import Listener
 from server.storage.sessions import Sessions
 from server.storage.tasks import OwnTasks, Task
 from server.storage.users import User, Users
+from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
 from server.waiting.waiters import Waiters
@@ -28,6 +29,7 @@ LISTENER: Final = web.AppKey("listener", Listener)
 BOARD: Final = web.AppKey("board", Board[Task])
 WAITERS: Final = web.AppKey("waiters", Waiters)
 POLLING: Final = web.AppKey("polling", Polling[Task])
+BATCH_POLLING: Final = web.AppKey("batch polling", BatchPolling[Task])
 TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)

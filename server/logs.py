@@ -5,6 +5,7 @@ An event is `noun.participle`; its data stands in keys whose names carry their u
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable
@@ -114,4 +115,7 @@ def _renderers(*, pretty: bool, colors: bool) -> list[structlog.types.Processor]
 
 
 def _to_json(event: object, **_options: object) -> bytes:
-    return orjson.dumps(event, default=str)
+    try:
+        return orjson.dumps(event, default=str)
+    except TypeError:  # half a surrogate pair, from a URL that isn't UTF-8; a log line must never fail
+        return json.dumps(event, default=str).encode()

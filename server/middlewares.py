@@ -29,7 +29,7 @@ from server.keys import TRACE, Trace
 from server.metrics import Metrics
 from server.replies import problem_reply
 
-_POLL_ROUTE: Final = "/api/generate/status"
+_POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
 
@@ -132,7 +132,7 @@ def _log(request: web.Request, trace: Trace, status: int, seconds: float, loggin
     if trace.outcome == "timeout" and random.random() >= logging.timeout_sample:
         return
     logs.log.info(
-        logs.POLL_FINISHED if route == _POLL_ROUTE else logs.REQUEST_FINISHED,
+        logs.POLL_FINISHED if route in _POLL_ROUTES else logs.REQUEST_FINISHED,
         request_id=trace.request_id,
         method=request.method,
         path=request.path,

@@ -16,6 +16,7 @@ ROUTES = [
     web.post("/api/generate", tasks.create),
     web.post("/api/generate_advanced", tasks.create_advanced),
     web.get("/api/generate/status", status.status),
+    web.get("/api/generate/status/batch", status.batch),
     web.post("/api/generate/cancel", tasks.cancel),
     web.get("/api/generate/tasks", tasks.listing),
     web.delete("/api/generate/tasks/{task_id}", tasks.delete),

@@ -59,8 +59,8 @@ async def test_a_prompt_is_required(refused: Any) -> None:
     for url in ("/api/generate", "/api/generate_advanced"):
         for body in bodies:
             assert (await refused(400, url, json=body)).startswith("prompt is required")
-    for body in (form(seed="1"), form(prompt=""), form(prompt="   ")):
-        assert (await refused(400, data=body)).startswith("prompt is required")
+    for order in (form(seed="1"), form(prompt=""), form(prompt="   ")):
+        assert (await refused(400, data=order)).startswith("prompt is required")
 
 
 async def test_a_prompt_over_4000_characters_is_refused(refused: Any) -> None:
@@ -96,7 +96,8 @@ async def test_unknown_fields_are_named(refused: Any) -> None:
 
 
 async def test_a_seed_is_a_whole_number(refused: Any) -> None:
-    for seed in (-1, 1.5, 1.0, True, "abc", "-1", "1.5", "٣", 2**53, "9" * 20, [], {}):
+    seeds: tuple[Any, ...] = (-1, 1.5, 1.0, True, "abc", "-1", "1.5", "٣", 2**53, "9" * 20, [], {})
+    for seed in seeds:
         assert "seed must be a whole number" in await refused(400, json={"prompt": "x", "seed": seed})
     assert "seed must be" in await refused(400, data=form(prompt="x", seed="-1"))
 

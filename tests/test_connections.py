@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 
 from server import keys, serving
 from server.app import build_app
@@ -125,8 +125,8 @@ async def test_two_thousand_polls_are_woken_by_one_update(start: Start, enter: E
 
 
 @pytest.fixture
-async def https(dsn: str, config: Config, tmp_path: Path) -> AsyncIterator[tuple[int, ssl.SSLContext, int]]:
-    """A server as production runs it, with a certificate of its own making; gives its port and who trusts it."""
+async def https(dsn: str, config: Config, tmp_path: Path) -> AsyncIterator[tuple[int, ssl.SSLContext, web.Application]]:
+    """A server as production runs it, with a certificate of its own making; gives its port, who trusts it, and its application."""
     certificate, key = write_certificate(tmp_path / "tls", ["localhost", "127.0.0.1"])
     own = config.replace(server={"tls_certificate": str(certificate), "tls_key": str(key)})
     app = build_app(own, dsn)
@@ -139,7 +139,9 @@ async def https(dsn: str, config: Config, tmp_path: Path) -> AsyncIterator[tuple
         gc.set_threshold(*thresholds)
 
 
-async def test_a_poll_is_held_and_woken_over_https(https: tuple[int, ssl.SSLContext, object], sql: Sql) -> None:
+async def test_a_poll_is_held_and_woken_over_https(
+    https: tuple[int, ssl.SSLContext, web.Application], sql: Sql
+) -> None:
     port, trust, app = https
     site = f"https://127.0.0.1:{port}"
     async with ClientSession() as session:
@@ -159,5 +161,5 @@ async def test_a_poll_is_held_and_woken_over_https(https: tuple[int, ssl.SSLCont
         )
         await until(lambda: len(app[keys.WAITERS]) == 1)
         sql("UPDATE public.image_generations SET status = 'processing'")
-        reply = await connection.reply()
-    assert json.loads(reply.body)["data"]["version"] == 2
+        answer = await connection.reply()
+    assert json.loads(answer.body)["data"]["version"] == 2

@@ -42,7 +42,7 @@ async def test_pages_have_no_gaps_and_no_repeats_while_tasks_arrive(alice: Perso
     old = {await alice.create() for _ in range(7)}
     sql("UPDATE public.image_generations SET created_at = date_trunc('day', now()) - interval '1 day'")
     seen: list[str] = []
-    cursor: dict[str, str] = {}
+    cursor: dict[str, Any] = {}
     while True:
         body = await page(alice, limit=2, **cursor)
         seen += [item["taskId"] for item in body["items"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -16,7 +15,7 @@ from server import keys, logs
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.outage import outage
-from tests.raw_http import connect, secret_of
+from tests.raw_http import connect_to
 
 PAGE = {"Accept": "text/html"}
 Lines = list[MutableMapping[str, Any]]
@@ -226,38 +225,73 @@ async def test_files_of_the_site_are_asked_for_again_but_not_sent_again(alice: P
         assert reply.status == 304
 
 
-async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(
-    start: Start, enter: Enter, lines: Lines
-) -> None:
-    client = await start()
+async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(alice: Person, lines: Lines) -> None:
     password, wrong = "correct horse battery", "wrong horse battery"
     account = {"email": "carol@example.org", "password": password}
-    for url, body in (
-        ("/api/auth/register", account), ("/api/auth/login", account), ("/api/auth/login", {**account, "password": wrong}),
-    ):  # fmt: skip
-        async with client.post(url, json=body) as reply:
-            await reply.read()
-    alice = await enter(client)
+    cookies = []
+    for url, fields in (("register", {}), ("login", {}), ("login", {"password": wrong})):
+        async with alice.http.post(f"/api/auth/{url}", json={**account, **fields}) as reply:
+            cookies += [cookie.value for cookie in reply.cookies.values()]
     async with alice.http.post("/api/auth/tokens", json={}) as reply:
         token = (await reply.json())["token"]
     task_id = await alice.create("a prompt that is nobody's business")
-    lines.clear()
-    with structlog.testing.capture_logs() as own:
-        await alice.status(task_id, wait=0)
-        async with client.get(
-            f"/api/generate/tasks?secret={password}", headers={"Authorization": f"Bearer {token}"}
-        ) as reply:
-            request_id = reply.headers["X-Request-Id"]
-    polled, listed = [line for line in own if line["event"].endswith(".finished")]
+    await alice.status(task_id, wait=0)
+    async with alice.http.get(
+        f"/api/generate/tasks?secret={password}", headers={"Authorization": f"Bearer {token}"}
+    ) as reply:
+        request_id = reply.headers["X-Request-Id"]
+    async with alice.http.get("/healthz") as reply:
+        assert reply.status == 200  # asked for every second, and no news
+    finished = [line for line in lines if str(line["event"]).endswith(".finished")]
+    assert [(line["method"], line["path"], line["status"]) for line in finished] == [
+        ("POST", "/api/auth/register", 201), ("POST", "/api/auth/login", 200), ("POST", "/api/auth/login", 401),
+        ("POST", "/api/auth/tokens", 201), ("POST", "/api/generate", 202), ("GET", "/api/generate/status", 200),
+        ("GET", "/api/generate/tasks", 200),
+    ]  # fmt: skip
+    *_, polled, listed = finished
     assert polled["event"] == logs.POLL_FINISHED
-    assert (polled["task_id"], polled["outcome"], polled["user_id"]) == (task_id, "immediate", alice.user.user_id)
+    assert (polled["task_id"], polled["outcome"]) == (task_id, "immediate")
+    assert listed["event"] == logs.REQUEST_FINISHED
     assert set(listed) == {
         "event", "log_level", "request_id", "method", "path", "status", "user_id", "task_id", "outcome", "held_ms",
         "took_ms",
     }  # fmt: skip
-    assert listed["event"] == logs.REQUEST_FINISHED
-    assert (listed["method"], listed["path"], listed["status"]) == ("GET", "/api/generate/tasks", 200)
-    assert (listed["request_id"], listed["user_id"], listed["held_ms"]) == (request_id, alice.user.user_id, 0.0)
-    said = str(own)
-    for secret in (password, wrong, token, secret_of(alice), "nobody's business"):
+    assert (listed["request_id"], listed["user_id"], listed["held_ms"]) == (request_id, polled["user_id"], 0.0)
+    said = str(lines)
+    assert len(cookies) == 2
+    for secret in (password, wrong, token, *cookies, "nobody's business"):
         assert secret not in said
+
+
+async def test_what_is_not_http_is_counted_and_refused(alice: Person, lines: Lines) -> None:
+    """Without a trace, and not a line each: strangers could fill the disk."""
+    nonsense = (
+        "GET / HTTP/9.9\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        "GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        f"GET /{'x' * 20_000} HTTP/1.1\r\nHost: a\r\n\r\n",
+    )
+    for text in nonsense:
+        async with connect_to(alice) as connection:
+            await connection.send(text)
+            reply = await connection.reply()
+            assert reply.status == 400, text[:60]
+            assert b"Traceback" not in reply.body
+            assert b".py" not in reply.body
+    assert alice.metric("longpoll_malformed_requests_total") == len(nonsense)
+    malformed = [line for line in lines if line["event"] == logs.REQUEST_MALFORMED]
+    assert 1 <= len(malformed) < len(nonsense)
+    assert not [line for line in lines if line.get("exc_info")]
+
+
+def test_malformed_requests_are_one_line_a_second(lines: Lines) -> None:
+    counted: list[None] = []
+    handler = logs.MalformedRequests(lambda: counted.append(None))
+    for moment in (100.0, 100.2, 100.9, 101.0, 101.5, 102.1):
+        record = logging.LogRecord("aiohttp.server", logging.ERROR, "", 0, "Error handling request", None, None)
+        record.created = moment
+        handler.emit(record)
+    assert len(counted) == 6
+    assert [line["event"] for line in lines] == [logs.REQUEST_MALFORMED] * 3

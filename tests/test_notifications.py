@@ -26,7 +26,9 @@ class Ear:
         self.connection = psycopg2.connect(dsn)
         self.connection.autocommit = True
         with self.connection.cursor() as cursor:
-            cursor.execute("LISTEN generation_changed; LISTEN generation_created; LISTEN session_revoked; LISTEN marker")
+            cursor.execute(
+                "LISTEN generation_changed; LISTEN generation_created; LISTEN session_revoked; LISTEN marker"
+            )
 
     def hear(self) -> list[tuple[str, str]]:
         """Return (channel, payload) of all that was committed before this call, in that order.

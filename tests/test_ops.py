@@ -78,7 +78,7 @@ async def metrics(person: Person) -> dict[str, float]:
         assert reply.status == 200
         assert reply.headers["Content-Type"].startswith("text/plain; version=")
         text = await reply.text()
-    found = re.findall(r"^([a-z_]+(?:\{[^}]*\})?) (\S+)$", text, re.MULTILINE)
+    found = re.findall(r"^([a-z_]+(?:\{.*\})?) (\S+)$", text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 

@@ -97,9 +97,7 @@ def test_nobody_creates_tasks_for_another(dsn: str, alice: str, bob: str) -> Non
 @pytest.mark.parametrize("role_columns", ["status", "result", "version", "attempt", "lease_owner", "created_at", "id"])
 def test_the_app_inserts_only_what_a_user_decides(dsn: str, alice: str, role_columns: str) -> None:
     with pytest.raises(Denied, match="permission denied for table"):
-        as_app(
-            dsn, alice, f"INSERT INTO {TABLE} (user_id, task_id, {role_columns}) VALUES ('{alice}', 't', DEFAULT)"
-        )
+        as_app(dsn, alice, f"INSERT INTO {TABLE} (user_id, task_id, {role_columns}) VALUES ('{alice}', 't', DEFAULT)")
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,10 @@ def test_an_address_has_one_account_in_whatever_capitals(sql: Sql, alice: str) -
 def test_only_a_whole_digest_is_kept_of_a_secret(sql: Sql, alice: str, table: str) -> None:
     extra = ("expires_at", "now()") if table == "sessions" else ("name", "'laptop'")
     with pytest.raises(psycopg2.errors.CheckViolation, match="secret_hash"):
-        sql(f"INSERT INTO longpoll.{table} (user_id, secret_hash, {extra[0]}) VALUES (%s, 'secret', {extra[1]})", (alice,))
+        sql(
+            f"INSERT INTO longpoll.{table} (user_id, secret_hash, {extra[0]}) VALUES (%s, 'secret', {extra[1]})",
+            (alice,),
+        )
 
 
 # --- clean-up

@@ -60,7 +60,8 @@ async def test_nobody_learns_whether_a_foreign_task_exists(alice: Person, bob: P
     """Foreign, unknown, impossible: the same bytes but for the request's own number."""
     foreign = await alice.create()
     replies = set()
-    for query in ({}, {"version": "1"}, {"wait": "0"}, {"version": "7", "until": "terminal"}):
+    queries: list[dict[str, Any]] = [{}, {"version": "1"}, {"wait": "0"}, {"version": "7", "until": "terminal"}]
+    for query in queries:
         for task_id in (foreign, *_IMPOSSIBLE):
             async with bob.poll(task_id, **query) as reply:
                 assert reply.status == 404
@@ -83,7 +84,8 @@ async def test_a_version_that_differs_is_answered_at_once(alice: Person, sql: Sq
 
 async def test_wait_0_is_a_snapshot(alice: Person) -> None:
     task_id = await alice.create()
-    for query in ({}, {"version": 1}):
+    queries: list[dict[str, Any]] = [{}, {"version": 1}]
+    for query in queries:
         body = await alice.status(task_id, wait=0, **query)
         assert body["poll"] == {
             "reason": "immediate", "changed": False, "waitedMs": 0, "next": "again", "retryAfterMs": 0,
@@ -108,7 +110,8 @@ async def test_the_largest_version_there_can_be_is_one(alice: Person) -> None:
 
 
 async def test_other_parameters_are_checked_too(alice: Person) -> None:
-    for query in ({"until": "ever"}, {"c": "a b"}, {"c": "x" * 65}, {"c": ""}):
+    queries: list[dict[str, Any]] = [{"until": "ever"}, {"c": "a b"}, {"c": "x" * 65}, {"c": ""}]
+    for query in queries:
         members = await problem_of(alice.poll("any", **query), 400)
         assert members["detail"].startswith(f"{next(iter(query))} must be")
 

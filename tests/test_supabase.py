@@ -220,7 +220,9 @@ def test_a_user_of_supabase_who_is_deleted_loses_the_account(migrated: str, owne
         f" VALUES (sha256('secret'), '{alice}', now() + interval '1 day')",
     )
     run_as(migrated, "supabase_auth_admin", "DELETE FROM auth.users")
-    assert execute(migrated, "SELECT user_id FROM longpoll.accounts UNION ALL SELECT user_id FROM longpoll.sessions") == []
+    assert (
+        execute(migrated, "SELECT user_id FROM longpoll.accounts UNION ALL SELECT user_id FROM longpoll.sessions") == []
+    )
 
 
 def test_the_clean_up_is_not_bound_by_policies(migrated: str, owner: str, alice: str) -> None:

@@ -231,9 +231,7 @@ async def test_a_list_may_be_of_one_status_and_names_the_prompts(own: OwnTasks, 
 # --- the board
 
 
-async def test_the_board_reads_everybodys_tasks_that_exist(
-    board: BoardTasks, sql: Sql, alice: str, bob: str
-) -> None:
+async def test_the_board_reads_everybodys_tasks_that_exist(board: BoardTasks, sql: Sql, alice: str, bob: str) -> None:
     add_task(sql, alice, "a")
     add_task(sql, bob, "b", status="processing", progress=0.25, stage="painting", message="Sky.")
     sql("UPDATE public.image_generations SET progress = 0.5 WHERE task_id = 'b'")
@@ -254,7 +252,9 @@ async def test_the_place_in_the_queue_counts_from_one(board: BoardTasks, sql: Sq
     for number in range(3):
         add_task(sql, alice, f"t{number}", created_at=dt.datetime(2026, 1, 1, 0, number, tzinfo=dt.UTC))
     add_task(sql, alice, "running", status="processing", created_at=dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
-    places = {task.task_id: task.describe()["queuePosition"] for task in await board.read(["t0", "t1", "t2", "running"])}
+    places = {
+        task.task_id: task.describe()["queuePosition"] for task in await board.read(["t0", "t1", "t2", "running"])
+    }
     assert places == {"t0": 1, "t1": 2, "t2": 3, "running": None}
 
 
@@ -274,9 +274,7 @@ async def test_the_time_that_is_left_follows_from_the_time_that_was_needed(
     assert task.describe()["etaSeconds"] == 30.0
 
 
-async def test_times_are_told_in_utc_and_what_was_not_yet_as_nothing(
-    board: BoardTasks, sql: Sql, alice: str
-) -> None:
+async def test_times_are_told_in_utc_and_what_was_not_yet_as_nothing(board: BoardTasks, sql: Sql, alice: str) -> None:
     add_task(sql, alice, "t", created_at="2026-07-01T12:00:00.123456+02:00")
     [task] = await board.read(["t"])
     described = task.describe()

@@ -65,7 +65,9 @@ async def claimed(queue: WorkQueue) -> Claim:
 
 
 def expire_leases(sql: Sql) -> None:
-    sql("UPDATE public.image_generations SET lease_expires_at = now() - interval '1 second' WHERE status = 'processing'")
+    sql(
+        "UPDATE public.image_generations SET lease_expires_at = now() - interval '1 second' WHERE status = 'processing'"
+    )
 
 
 # --- claim
@@ -117,9 +119,9 @@ async def test_many_claimers_at_once_get_each_task_once(database: Database, sql:
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("theft", ["another worker", "the same worker", "rescued", "canceled", "completed", "deleted"])
 async def test_without_the_lease_nothing_is_written(
-    database: Database, queue: WorkQueue, sql: Sql, alice: str, write: str, theft: str
+    database: Database, queue: WorkQueue, sql: Sql, write: str, theft: str
 ) -> None:
-    add_task(sql, alice, "t")
+    add_task(sql, add_user(sql), "t")
     claim = await claimed(queue)
     if theft in ("another worker", "the same worker", "rescued"):
         expire_leases(sql)
@@ -271,9 +273,9 @@ async def test_a_cancel_that_the_worker_has_not_seen_is_kept(
     ],
 )
 async def test_a_task_whose_worker_fell_silent_is_taken_back(
-    queue: WorkQueue, sql: Sql, alice: str, column: str, value: object, expected: str
+    queue: WorkQueue, sql: Sql, column: str, value: object, expected: str
 ) -> None:
-    add_task(sql, alice, "t")
+    add_task(sql, add_user(sql), "t")
     await claimed(queue)
     sql(f"UPDATE public.image_generations SET {column} = %s", (value,))
     version = read_task(sql, "t", "version")[0]

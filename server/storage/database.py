@@ -29,6 +29,8 @@ from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavai
 
 T = TypeVar("T")
 
+_GRACE_SECONDS = 1.0
+
 # Noticed within about 3 s when the other end has vanished without a word (tcp(7), libpq "Connection control functions").
 KEEPALIVES = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 3000}
 
@@ -134,6 +136,7 @@ class Database:
         self._timeout = timeout
         self._queries = read_queries(resources.read_text("sql", "queries.sql"))
         self._pool: aiopg.Pool | None = None
+        self._door = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._down_until = 0.0
         self._failures = 0
@@ -239,6 +242,9 @@ class Database:
                 logs.log.warning(logs.QUERY_FAILED, query=query, attempt=attempt, error=str(error))
                 if not retry or attempt == 2:
                     raise
+                # The loop must look at its descriptors once: connections that died with this one are dropped by that.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
         raise AssertionError("unreachable")
 
     async def _execute(
@@ -247,7 +253,8 @@ class Database:
         assert self._pool is not None, "Database.open() comes first"
         connection = await self._acquire(self._pool)
         try:
-            async with connection.cursor(timeout=self._timeout) as cursor:
+            # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
+            async with connection.cursor(timeout=self._timeout + _GRACE_SECONDS) as cursor:
                 self.statements += 1
                 await cursor.execute(
                     _prefix(user, self._timeout) + self._queries[query],
@@ -263,9 +270,11 @@ class Database:
 
     async def _acquire(self, pool: aiopg.Pool) -> aiopg.Connection:
         try:
-            connection = await pool.acquire()
+            # One at a time: those behind a connect that failed are refused at once, instead of each trying for itself.
+            async with asyncio.timeout(self._timeout), self._door:
+                self._check_reachable()
+                connection = await pool.acquire()
         except (psycopg2.Error, OSError, TimeoutError):
-            # Everybody who asks within the next moment is refused at once, instead of each trying to connect.
             self._failures += 1
             self._down_until = time.monotonic() + min(0.05 * 2**self._failures, 2.0)
             raise

@@ -6,11 +6,13 @@ import asyncio
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+_LEGAL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9]{1,16}){1,2}\Z")
 
 
@@ -97,11 +99,20 @@ class FileImages:
             return None
 
     def _delete_task(self, task_id: str) -> None:
+        if not _LEGAL_ID.fullmatch(task_id):
+            raise ValueError(f"not the id of a task: {task_id!r}")
         _unlink(list(self._subfolder(task_id).glob(f"{task_id}.*")))
 
     def _files_before(self, moment: float) -> list[Path]:
-        files = [path for path in self.folder.glob("??/*") if path.is_file()]
-        return [path for path in files if path.stat().st_mtime < moment]
+        return [path for path in self.folder.glob("??/*") if _is_file_before(path, moment)]
+
+
+def _is_file_before(path: Path, moment: float) -> bool:
+    try:
+        status = path.stat()
+    except FileNotFoundError:  # somebody else has just deleted it
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_mtime < moment
 
 
 def _task_of(path: Path) -> str:

@@ -56,7 +56,7 @@ S = TypeVar("S", bound=Snapshot)
 class Watched(Generic[S]):
     """One task that is watched, or was lately."""
 
-    __slots__ = ("_event", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
+    __slots__ = ("_event", "_followers", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
 
     def __init__(self, task_id: str) -> None:
         """Begin with knowing nothing."""
@@ -67,6 +67,7 @@ class Watched(Generic[S]):
         self.settled = 0
         self.watchers = 0
         self._event: asyncio.Event | None = None
+        self._followers: set[asyncio.Event] | None = None
 
     @property
     def stale(self) -> bool:
@@ -85,6 +86,21 @@ class Watched(Generic[S]):
         event, self._event = self._event, None
         if event is not None:
             event.set()
+        for follower in self._followers or ():
+            follower.set()
+
+    def follow(self, event: asyncio.Event) -> None:
+        """Have an Event set at every change: that of somebody who waits for many tasks at once."""
+        if self._followers is None:
+            self._followers = set()
+        self._followers.add(event)
+
+    def unfollow(self, event: asyncio.Event) -> None:
+        """Set that Event no more."""
+        if self._followers is not None:
+            self._followers.discard(event)
+            if not self._followers:
+                self._followers = None
 
 
 class _Batch(Generic[S]):
@@ -170,15 +186,21 @@ class Board(Generic[S]):
         Raises:
             StorageError: it can't be read, and nothing is known of it.
         """
+        await self.refresh([watched], anew=anew)
+        return watched.snapshot
+
+    async def refresh(self, tasks: Sequence[Watched[S]], *, anew: bool = False) -> None:
+        """Bring what is known of these up to this moment, as `current` does for one; they share their reads."""
         if self._stopped:
             raise _stopped()  # what we know is kept up to date no more
-        if self.listening and watched.known and not watched.stale and not anew:
-            return watched.snapshot
-        batch = self._enqueue(watched)
-        await batch.done.wait()
-        if batch.error is not None and (anew or not watched.known):
-            raise batch.error
-        return watched.snapshot
+        wanted = [each for each in tasks if anew or not self._is_fresh(each)]
+        for watched, batch in [(each, self._enqueue(each)) for each in wanted]:
+            await batch.done.wait()
+            if batch.error is not None and (anew or not watched.known):
+                raise batch.error
+
+    def _is_fresh(self, watched: Watched[S]) -> bool:
+        return self.listening and watched.known and not watched.stale
 
     def notice(self, payload: str) -> None:
         """Take a notification: ``id:version``, or ``id:-`` for a deletion, and more of them behind commas."""
@@ -283,11 +305,12 @@ class Board(Generic[S]):
         if not was_known or _version(before) == _version(snapshot):
             return
         if repairing and watched.watchers:
-            self._metrics.missed_notify_repairs.inc()
-            logs.log.warning(
-                logs.WAKE_REPAIRED, task_id=watched.task_id, known=_version(before), found=_version(snapshot)
-            )
+            self._count_repair(watched.task_id, _version(before), _version(snapshot))
         watched.release()
+
+    def _count_repair(self, task_id: str, known: int | None, found: int | None) -> None:
+        self._metrics.missed_notify_repairs.inc()
+        logs.log.warning(logs.WAKE_REPAIRED, task_id=task_id, known=known, found=found)
 
     # Sweeping ------------------------------------------------------------------------------------------------------
 
@@ -309,7 +332,8 @@ class Board(Generic[S]):
                 logs.log.warning(logs.SWEEP_FAILED, error=str(error))
 
     async def _sweep(self) -> None:
-        watched = [each for each in self._tasks.values() if each.watchers and each.known and not each.stale]
+        # Those that linger too: who asks for them next is told what we know.
+        watched = [each for each in self._tasks.values() if each.known and not each.stale]
         for start in range(0, len(watched), self._batch_size):
             known = {each: _version(each.snapshot) for each in watched[start : start + self._batch_size]}
             versions = await self._read_versions([each.task_id for each in known])
@@ -317,9 +341,15 @@ class Board(Generic[S]):
             # The notification may be under way: only what is still as it was behind the barrier has been missed.
             if suspects and await self._barrier():
                 for each in suspects:
-                    if each.watchers and not each.stale and _version(each.snapshot) == known[each]:
-                        each.doubts += 1
-                        self._enqueue(each, repairing=True)
+                    if not each.stale and _version(each.snapshot) == known[each]:
+                        self._repair(each, versions.get(each.task_id))
+
+    def _repair(self, watched: Watched[S], found: int | None) -> None:
+        watched.doubts += 1
+        if watched.watchers:
+            self._enqueue(watched, repairing=True)
+        else:
+            self._count_repair(watched.task_id, _version(watched.snapshot), found)
 
     # Forgetting ----------------------------------------------------------------------------------------------------
 

@@ -327,16 +327,22 @@ async def test_without_a_barrier_the_sweep_repairs_nothing_yet(scene: Scene) -> 
     assert poll.done()
 
 
-async def test_the_sweep_asks_only_for_what_is_waited_for(scene: Scene) -> None:
-    scene.storage.put("u")
-    await scene.ask("u", 0)
-    poll = await scene.hold(version=1)
+async def test_the_sweep_finds_a_change_that_nobody_waits_for_at_this_moment(scene: Scene) -> None:
+    """Somebody who asks now and then without waiting must not be told the same for ever."""
+    await scene.ask(version=1, seconds=0)
+    scene.storage.put(version=2)
     await asyncio.sleep(SWEEP_SECONDS + 0.1)
-    assert scene.storage.sweeps == [["t"]]
-    poll.cancel()
-    await settle()
-    await asyncio.sleep(SWEEP_SECONDS)
-    assert len(scene.storage.sweeps) == 1
+    assert scene.repairs == 1
+    assert len(reads(scene)) == 1
+    assert (await scene.ask(version=1, seconds=0)).snapshot == scene.storage.rows["t"]
+    assert scene.repairs == 1
+
+
+async def test_the_sweep_asks_for_nothing_that_is_forgotten_or_in_doubt(scene: Scene) -> None:
+    await scene.ask(version=1, seconds=0)
+    scene.change(version=2)
+    await asyncio.sleep(LINGER_SECONDS + 2 * SWEEP_SECONDS)
+    assert scene.storage.sweeps == []
 
 
 # Failures ----------------------------------------------------------------------------------------------------------

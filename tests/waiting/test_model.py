@@ -77,7 +77,7 @@ class World:
 
     def _notify(self, task_id: str, payload: str, *, silent: bool) -> None:
         if silent:
-            self.silent_at.setdefault(task_id, self.loop.time())
+            self.silent_at[task_id] = self.loop.time()
             self.excuses_for_repairs += 1
         elif self.connected:
             self.under_way.append(payload)

@@ -1,0 +1,150 @@
+"""One poll for many tasks: a page holds one connection however many tasks it shows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from server.waiting.board import Board, Snapshot, Watched
+from server.waiting.waiters import Reason, Waiters
+
+S = TypeVar("S", bound=Snapshot)
+
+# Changes that come close together go into one answer; for so long it is held back after the first.
+GATHER_SECONDS: Final = (0.020, 0.050)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchQuestion:
+    """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ."""
+
+    versions: Mapping[str, int]
+    user_id: str
+    seconds: float = 0.0
+    client: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswer(Generic[S]):
+    """Those that differ from what the client has seen, the ids of those that don't, and of those it doesn't have."""
+
+    changed: Sequence[S]
+    unchanged: Sequence[str]
+    not_found: Sequence[str]
+    reason: Reason
+    held_seconds: float = 0.0
+    finished: bool = False
+
+
+class BatchPolling(Generic[S]):
+    """Answers polls for many tasks. One waiter stands under all of them, and is gone from all of them afterwards."""
+
+    def __init__(
+        self,
+        board: Board[S],
+        waiters: Waiters,
+        *,
+        jitter_seconds: float,
+        chance: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Join the board and the waiters, as `Polling` does."""
+        self._board = board
+        self._waiters = waiters
+        self._jitter_seconds = jitter_seconds
+        self._chance = chance
+        self._clock = clock
+
+    async def answer(self, question: BatchQuestion) -> BatchAnswer[S]:
+        """Return as soon as any task differs from what the client has seen, and at the latest when the hold ends.
+
+        Raises:
+            StorageError: a task can't be read, and this process knows nothing of it.
+        """
+        with contextlib.ExitStack() as stack:
+            tasks = [stack.enter_context(self._board.watch(task_id)) for task_id in question.versions]
+            await self._board.refresh(tasks)
+            ahead = [each for each in tasks if _is_ahead(question, each)]
+            if ahead:
+                # Another server may have told of versions whose notifications haven't reached us yet.
+                await self._board.refresh(ahead, anew=True)
+            reason = self._reason_not_to_wait(question, tasks)
+            if reason is not None:
+                return _answer(question, tasks, reason)
+            return await self._wait(question, tasks)
+
+    def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> Reason | None:
+        if any(_is_ahead(question, each) for each in tasks):
+            return Reason.RESET
+        if _is_news(question, tasks) or question.seconds <= 0:
+            return Reason.IMMEDIATE
+        if all(each.snapshot is not None and each.snapshot.terminal for each in tasks):
+            return Reason.IMMEDIATE
+        if self._waiters.draining:
+            return Reason.DRAIN
+        return Reason.DEGRADED if self._waiters.full else None
+
+    async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> BatchAnswer[S]:
+        started = self._clock()
+        client = (question.user_id, "", question.client) if question.client else None
+        seconds = question.seconds - self._chance() * min(self._jitter_seconds, question.seconds / 10)
+        with self._waiters.hold(question.user_id, client, seconds) as hold:
+            while not _is_news(question, tasks):
+                with _following(tasks) as event:
+                    await event.wait()
+            shortest, longest = GATHER_SECONDS
+            await asyncio.sleep(shortest + self._chance() * (longest - shortest))
+        held = self._clock() - started
+        reason = Reason.CHANGE if _is_news(question, tasks) else hold.reason or Reason.TIMEOUT
+        if any(_is_ahead(question, each) for each in tasks):
+            reason = Reason.RESET
+        return _answer(question, tasks, reason, held)
+
+
+@contextlib.contextmanager
+def _following(tasks: Sequence[Watched[S]]) -> Iterator[asyncio.Event]:
+    event = asyncio.Event()
+    for each in tasks:
+        each.follow(event)
+    try:
+        yield event
+    finally:
+        for each in tasks:
+            each.unfollow(event)
+
+
+def _own(question: BatchQuestion, watched: Watched[S]) -> S | None:
+    snapshot = watched.snapshot
+    return snapshot if snapshot is not None and snapshot.user_id == question.user_id else None
+
+
+def _is_ahead(question: BatchQuestion, watched: Watched[S]) -> bool:
+    own = _own(question, watched)
+    return own is not None and question.versions[watched.task_id] > own.version
+
+
+def _is_news(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
+    """Whether anything is to be told: a task that differs, or one that isn't there (any more)."""
+    return any(
+        (own := _own(question, each)) is None or own.version != question.versions[each.task_id] for each in tasks
+    )
+
+
+def _answer(
+    question: BatchQuestion, tasks: Sequence[Watched[S]], reason: Reason, held_seconds: float = 0.0
+) -> BatchAnswer[S]:
+    owned = [(each.task_id, _own(question, each)) for each in tasks]
+    found = [own for _, own in owned if own is not None]
+    return BatchAnswer(
+        changed=[own for own in found if own.version != question.versions[own.task_id]],
+        unchanged=[own.task_id for own in found if own.version == question.versions[own.task_id]],
+        not_found=[task_id for task_id, own in owned if own is None],
+        reason=reason,
+        held_seconds=held_seconds,
+        finished=all(own.terminal for own in found),
+    )

@@ -1,0 +1,143 @@
+"""One poll for many tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server import keys
+from tests.conftest import Enter, Person, Sql, Start, until
+
+
+def ask(person: Person, *tasks: str, **query: Any) -> Any:
+    """Begin a batch request for tasks given as ID:VERSION."""
+    parameters = [("task", task) for task in tasks] + [(name, str(value)) for name, value in query.items()]
+    return person.http.get("/api/generate/status/batch", params=parameters)
+
+
+async def answer(person: Person, *tasks: str, **query: Any) -> Any:
+    async with ask(person, *tasks, **query) as reply:
+        assert reply.status == 200, await reply.text()
+        return await reply.json()
+
+
+async def test_it_answers_at_once_with_those_that_differ(alice: Person) -> None:
+    first, second = await alice.create("one"), await alice.create("two")
+    body = await answer(alice, f"{first}:1", second)
+    assert [item["taskId"] for item in body["items"]] == [second]
+    assert body["unchanged"] == [first]
+    assert body["notFound"] == []
+    assert body["poll"]["reason"] == "immediate"
+    assert body["poll"]["changed"] is True
+
+
+async def test_it_is_held_until_any_task_changes_and_leaves_no_trace(alice: Person, sql: Sql) -> None:
+    task_ids = [await alice.create(f"number {number}") for number in range(5)]
+    held = asyncio.create_task(answer(alice, *(f"{task_id}:1" for task_id in task_ids)))
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET status = 'processing' WHERE task_id = %s", (task_ids[3],))
+    body = await held
+    assert [(item["taskId"], item["version"]) for item in body["items"]] == [(task_ids[3], 2)]
+    assert sorted(body["unchanged"]) == sorted(set(task_ids) - {task_ids[3]})
+    assert body["poll"]["reason"] == "change"
+    board = alice.app[keys.BOARD]
+    assert alice.held == 0
+    assert all(watched.watchers == 0 and watched._followers is None for watched in board._tasks.values())
+
+
+async def test_changes_that_come_close_together_come_in_one_answer(
+    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.waiting.batches.GATHER_SECONDS", (1.0, 1.0))  # a slow machine must not end it early
+    task_ids = [await alice.create(f"number {number}") for number in range(3)]
+    held = asyncio.create_task(answer(alice, *(f"{task_id}:1" for task_id in task_ids)))
+    await until(lambda: alice.held == 1)
+    event = alice.app[keys.BOARD]._tasks[task_ids[0]].event
+    sql("UPDATE public.image_generations SET status = 'processing' WHERE task_id = %s", (task_ids[0],))
+    await event.wait()
+    sql("UPDATE public.image_generations SET status = 'processing' WHERE task_id = %s", (task_ids[1],))
+    body = await held
+    assert {item["taskId"] for item in body["items"]} == {task_ids[0], task_ids[1]}
+
+
+async def test_a_hold_that_ends_says_so_and_names_nothing(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(polling={"hold_seconds": 0.3}))
+    task_id = await alice.create()
+    body = await answer(alice, f"{task_id}:1")
+    assert body["items"] == []
+    assert body["unchanged"] == [task_id]
+    assert body["poll"]["reason"] == "timeout"
+    assert body["poll"]["next"] == "again"
+
+
+async def test_tasks_of_others_and_tasks_that_never_were_are_not_found_alike(alice: Person, bob: Person) -> None:
+    own, foreign = await alice.create(), await bob.create()
+    body = await answer(alice, f"{own}:1", f"{foreign}:1", "never-was:1", "not legal!:1")
+    assert body["notFound"] == [foreign, "never-was", "not legal!"]
+    assert body["unchanged"] == [own]
+    assert body["items"] == []
+
+
+async def test_a_task_that_is_deleted_while_held_is_not_found(alice: Person) -> None:
+    first, second = await alice.create(), await alice.create()
+    held = asyncio.create_task(answer(alice, f"{first}:1", f"{second}:1"))
+    await until(lambda: alice.held == 1)
+    async with alice.http.delete(f"/api/generate/tasks/{second}") as reply:
+        assert reply.status == 204
+    body = await held
+    assert body["notFound"] == [second]
+
+
+async def test_when_all_have_ended_it_never_waits_and_says_stop(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    sql("UPDATE public.image_generations SET status = 'canceled' WHERE task_id = %s", (task_id,))
+    body = await answer(alice, f"{task_id}:2")
+    assert body["unchanged"] == [task_id]
+    assert body["poll"]["next"] == "stop"
+
+
+async def test_a_version_ahead_of_ours_is_a_reset(alice: Person) -> None:
+    task_id = await alice.create()
+    body = await answer(alice, f"{task_id}:7")
+    assert [item["version"] for item in body["items"]] == [1]
+    assert body["poll"]["reason"] == "reset"
+
+
+async def test_fifty_tasks_cost_one_read_and_one_connection(alice: Person) -> None:
+    task_ids = [await alice.create(f"number {number}") for number in range(50)]
+    reads = alice.metric("longpoll_board_reads_total")
+    body = await answer(alice, *task_ids, wait=0)
+    assert len(body["items"]) == 50
+    assert alice.metric("longpoll_board_reads_total") == reads + 1
+
+
+async def test_bad_questions_are_refused_with_a_reason(alice: Person) -> None:
+    for tasks, query, text in [
+        ([], {}, "Task ID is required"),
+        (["a"] * 51, {}, "At most 50"),
+        (["a:1", "a:2"], {}, "twice"),
+        (["a:x"], {}, "version must be"),
+        (["a:-1"], {}, "version must be"),
+        (["a:1"], {"wait": "soon"}, "wait must be"),
+        (["a:1"], {"c": "no spaces!"}, "c must be"),
+    ]:
+        async with ask(alice, *tasks, **query) as reply:
+            assert reply.status == 400
+            assert text in await reply.text()
+
+
+async def test_a_stranger_is_not_signed_in(start: Start) -> None:
+    client = await start()
+    async with client.get("/api/generate/status/batch?task=a:1") as reply:
+        assert reply.status == 401
+
+
+async def test_the_same_page_asking_again_ends_the_older_poll(alice: Person) -> None:
+    task_id = await alice.create()
+    older = asyncio.create_task(answer(alice, f"{task_id}:1", c="page"))
+    await until(lambda: alice.held == 1)
+    newer = asyncio.create_task(answer(alice, f"{task_id}:1", c="page"))
+    assert (await older)["poll"]["reason"] == "superseded"
+    newer.cancel()
