@@ -66,19 +66,32 @@ SELECT task_id, user_id::text, type, status::text, version, result, error, progr
 -- Tasks, for the board (longpoll_service): one read for everybody who waits -----------------------------------------
 
 -- name: read_tasks
--- The whole state of many tasks. The queue is counted up to 1,000: farther back the exact place says nothing.
+-- The whole state of many tasks. The queue is counted once for all of them and up to 1,000: farther back the exact
+-- place says nothing. How long it takes is judged by the last 50 pictures and the workers that are busy now; subqueries
+-- that depend on nothing are evaluated once, and only if some row needs them.
+WITH queue AS (
+  SELECT id, row_number() OVER (ORDER BY created_at) AS place
+    FROM (SELECT id, created_at FROM public.image_generations WHERE status = 'pending' ORDER BY created_at LIMIT 1000)
+      AS waiting
+)
 SELECT t.task_id, t.user_id::text, t.type, t.status::text, t.version, t.result, t.error, t.progress, t.stage, t.message,
        t.attempt, t.cancel_requested, t.created_at, t.started_at, t.updated_at, t.finished_at,
-       CASE t.status WHEN 'pending' THEN (
-         SELECT count(*) FROM (
-           SELECT FROM public.image_generations AS earlier
-            WHERE earlier.status = 'pending' AND earlier.created_at <= t.created_at
-            LIMIT 1000) AS queue
-       )::integer END AS queue_position,
-       CASE WHEN t.status = 'processing' AND t.progress > 0 THEN
-         extract(epoch FROM t.updated_at - t.started_at)::double precision * (1 - t.progress) / t.progress
+       CASE t.status WHEN 'pending' THEN coalesce(queue.place, 1000)::integer END AS queue_position,
+       CASE
+         WHEN t.status = 'processing' AND t.progress > 0 THEN
+           extract(epoch FROM t.updated_at - t.started_at)::double precision * (1 - t.progress) / t.progress
+         WHEN t.status IN ('pending', 'processing') THEN
+           (SELECT avg(extract(epoch FROM finished_at - started_at))::double precision
+              FROM (SELECT started_at, finished_at FROM public.image_generations
+                     WHERE status = 'completed' ORDER BY finished_at DESC LIMIT 50) AS latest)
+           * CASE t.status WHEN 'pending' THEN
+               ceil(coalesce(queue.place, 1000)::double precision / greatest(1,
+                 (SELECT count(DISTINCT lease_owner) FROM public.image_generations
+                   WHERE status = 'processing' AND lease_expires_at > now())))
+             ELSE 1 END
        END AS eta_seconds
   FROM public.image_generations AS t
+  LEFT JOIN queue ON t.status = 'pending' AND queue.id = t.id
  WHERE t.task_id = ANY (%(task_ids)s);
 
 -- name: read_versions

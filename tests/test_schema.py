@@ -215,7 +215,7 @@ def test_no_index_holds_what_progress_or_a_lease_changes(sql: Sql) -> None:
             "   AND (a.attnum = ANY (i.indkey) OR pg_get_expr(i.indpred, i.indrelid) ~ ('\\m' || a.attname || '\\M'))"
         )
     }
-    assert indexed == {"id", "task_id", "user_id", "status", "created_at", "idempotency_key"}
+    assert indexed == {"id", "task_id", "user_id", "status", "created_at", "finished_at", "idempotency_key"}
 
 
 def test_progress_and_lease_renewals_are_hot_updates(sql: Sql, dsn: str, alice: str) -> None:

@@ -48,6 +48,7 @@ CREATE INDEX idx_image_generations_user_status ON public.image_generations (user
 CREATE INDEX idx_image_generations_user_created ON public.image_generations (user_id, created_at DESC, task_id DESC);
 CREATE INDEX idx_image_generations_unfinished ON public.image_generations (status, created_at)
   WHERE status IN ('pending', 'processing');
+CREATE INDEX idx_image_generations_completed ON public.image_generations (finished_at DESC) WHERE status = 'completed';
 CREATE UNIQUE INDEX idx_image_generations_idempotency ON public.image_generations (user_id, idempotency_key)
   WHERE idempotency_key IS NOT NULL;
 
