@@ -24,6 +24,7 @@ from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import Worker, worker_name
 from server.handlers.tasks import result_url
 from server.metrics import Metrics
+from server.rates import Rates
 from server.routes import ROUTES
 from server.storage.database import Database
 from server.storage.images import FileImages
@@ -49,10 +50,11 @@ def build_app(config: Config, dsn: str) -> web.Application:
     clients = Clients(config.server.trusted_proxies, config.server.public_url)
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
     sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
+    rates = _rates(config)
     app = web.Application(
         middlewares=[
             middlewares.observe(metrics, config.logging),
-            middlewares.guard(clients, config.limits),
+            middlewares.guard(clients, rates),
             aiohttp_session.session_middleware(CookieSessions(sessions, secure=is_https(config))),
         ],
         client_max_size=64 * 1024,
@@ -60,6 +62,7 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
+    app[keys.RATES] = rates
     app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
     app.add_routes(ROUTES)
     _add_templates(app)
@@ -145,6 +148,13 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
     metrics.gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
     metrics.gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
+
+
+def _rates(config: Config) -> Rates:
+    try:
+        return Rates(config.limits)
+    except ValueError as error:
+        raise ConfigurationError(f'a rule of [limits] must be like "10 per minute": {error}') from error
 
 
 def _wake(workers: list[Worker]) -> None:

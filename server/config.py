@@ -91,6 +91,7 @@ class Limits:
     login: str = "10 per minute"
     register: str = "10 per hour"
     create: str = "30 per minute"
+    poll: str = "1200 per minute"
 
 
 @dataclass(frozen=True, slots=True)

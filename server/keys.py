@@ -10,6 +10,7 @@ from aiohttp import web
 from server.background import Background
 from server.config import Config
 from server.metrics import Metrics
+from server.rates import Rates
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -35,6 +36,7 @@ IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
+RATES: Final = web.AppKey("rates", Rates)
 
 
 @dataclass(slots=True)

@@ -8,8 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import limits
-import limits.aio
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
@@ -22,14 +20,20 @@ from server.errors import (
     NotFound,
     PayloadTooLarge,
     Problem,
-    TooManyRequests,
     Unavailable,
 )
 from server.keys import TRACE, Trace
 from server.metrics import Metrics
+from server.rates import Rates
 from server.replies import problem_reply
 
 _POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
+_RULES: Final = {
+    "/api/auth/login": "login",
+    "/api/auth/register": "register",
+    "/api/generate": "create",
+    "/api/generate_advanced": "create",
+}
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
 
@@ -145,28 +149,16 @@ def _log(request: web.Request, trace: Trace, status: int, seconds: float, loggin
     )
 
 
-def guard(clients: Clients, settings: config.Limits) -> Callable[..., Awaitable[web.StreamResponse]]:
+def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Return the middleware that refuses other sites' pages, and those who ask too often."""
-    limiter = limits.aio.strategies.MovingWindowRateLimiter(limits.aio.storage.MemoryStorage())
-    rules = {
-        "/api/auth/login": limits.parse(settings.login),
-        "/api/auth/register": limits.parse(settings.register),
-        "/api/generate": limits.parse(settings.create),
-        "/api/generate_advanced": limits.parse(settings.create),
-    }
-    shared = {"/api/generate_advanced": "/api/generate"}
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not clients.is_same_origin(request):
             raise CrossOrigin("Requests that change something are taken from this site's own pages only.")
-        rule = rules.get(request.path) if settings.enabled and request.method == "POST" else None
+        rule = _RULES.get(request.path) if request.method == "POST" else None
         if rule is not None:
-            names = (shared.get(request.path, request.path), clients.address(request))
-            if not await limiter.hit(rule, *names):
-                stats = await limiter.get_window_stats(rule, *names)
-                wait = max(stats.reset_time - time.time(), 1) * random.uniform(1, 1.25)
-                raise TooManyRequests(f"At most {rule} from one address.", retry_after=wait)
+            await rates.check(rule, clients.address(request))
         return await handler(request)
 
     return middleware

@@ -124,7 +124,7 @@ def config(tmp_path: Path) -> Config:
     """Settings that make a test quick: short heartbeats and sweeps, no workers, no rate limits."""
     return Config().replace(
         server={"port": 0, "drain_seconds": 0.2, "receive_seconds": 5.0},
-        database={"data_dir": str(tmp_path), "heartbeat_seconds": 0.25, "timeout_seconds": 5.0},
+        database={"data_dir": str(tmp_path), "heartbeat_seconds": 0.5, "timeout_seconds": 5.0},
         polling={"hold_seconds": 30.0, "sweep_seconds": 5.0},
         limits={"enabled": False},
         generation={"workers": 0, "step_seconds": 0.0, "retry_seconds": 0.0},

@@ -105,7 +105,8 @@ async def test_a_version_ahead_of_ours_is_a_reset(alice: Person) -> None:
     assert body["poll"]["reason"] == "reset"
 
 
-async def test_fifty_tasks_cost_one_read_and_one_connection(alice: Person) -> None:
+async def test_fifty_tasks_cost_one_read_and_one_connection(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(database={"heartbeat_seconds": 60.0}))  # a busy machine must not make us read again
     task_ids = [await alice.create(f"number {number}") for number in range(50)]
     reads = alice.metric("longpoll_board_reads_total")
     body = await answer(alice, *task_ids, wait=0)
@@ -141,3 +142,15 @@ async def test_the_same_page_asking_again_ends_the_older_poll(alice: Person) -> 
     newer = asyncio.create_task(answer(alice, f"{task_id}:1", c="page"))
     assert (await older)["poll"]["reason"] == "superseded"
     newer.cancel()
+
+
+async def test_only_an_abusive_rate_of_polls_is_refused(start: Start, enter: Enter) -> None:
+    client = await start(limits={"enabled": True, "poll": "5 per minute"})
+    alice, bob = await enter(client, "alice"), await enter(client, "bob")
+    task_id = await alice.create()
+    for _ in range(5):
+        await alice.status(task_id, wait=0)
+    async with ask(alice, task_id) as reply:
+        assert reply.status == 429
+        assert 1 <= int(reply.headers["Retry-After"]) <= 75
+    await bob.status(await bob.create(), wait=0)

@@ -219,10 +219,10 @@ async def test_a_barrier_cannot_be_had_when_the_connection_dies_meanwhile(listen
     assert barrier.result() is False
 
 
-@pytest.mark.parametrize("payload", ["", "x", "-1", "²", "9" * 5000, "1 2", "0"])
-async def test_a_strangers_heartbeat_is_ignored(listen: Listen, sql: Sql, payload: str) -> None:
+async def test_a_strangers_heartbeat_is_ignored(listen: Listen, sql: Sql) -> None:
     ear = await listen()
-    sql("SELECT pg_notify(%s, %s)", (ear.listener._heartbeat_channel, payload))
+    for payload in ("", "x", "-1", "²", "9" * 5000, "1 2", "0"):
+        sql("SELECT pg_notify(%s, %s)", (ear.listener._heartbeat_channel, payload))
     sql("NOTIFY news, 'next'")
     await until(lambda: ear.heard == ["next"])
     assert ear.events == ["restored"]

@@ -16,7 +16,7 @@ from aiohttp import web
 from server.errors import BadRequest, TaskDeleted, TaskIdRequired, TaskNotFound
 from server.handlers import parameters
 from server.identity import signed_in_user
-from server.keys import BATCH_POLLING, CONFIG, DATABASE, METRICS, POLLING, TRACE
+from server.keys import BATCH_POLLING, CONFIG, DATABASE, METRICS, POLLING, RATES, TRACE
 from server.replies import json_reply
 from server.storage.tasks import Task
 from server.waiting.batches import BatchQuestion
@@ -34,6 +34,7 @@ async def status(request: web.Request) -> web.Response:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
     with _noticing_who_left(request):
         user = await signed_in_user(request)
+        request.app[RATES].check_poll(user.user_id)
         question = read_question(request, user.user_id)
         request[TRACE].task_id = question.task_id
         answer = await request.app[POLLING].answer(question)
@@ -48,6 +49,7 @@ async def batch(request: web.Request) -> web.Response:
     """Hold the request until any of its tasks differs from what the client has seen, or its time is over."""
     with _noticing_who_left(request):
         user = await signed_in_user(request)
+        request.app[RATES].check_poll(user.user_id)
         question = read_batch_question(request, user.user_id)
         answer = await request.app[BATCH_POLLING].answer(question)
     _record(request, answer.reason, answer.held_seconds, answer.changed)

@@ -343,4 +343,4 @@ def kill_listeners(dsn: str) -> int:
 def print_figure(name: str, **figures: object) -> None:
     """Print what a run has measured, as one line of JSON."""
     with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"figure": name, **figures}), flush=True)  # noqa: T201
+        print(json.dumps({"figure": name, **figures}), flush=True)

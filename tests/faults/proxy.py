@@ -1,7 +1,7 @@
 """A proxy before Postgres that breaks on command: half-open connections, resets, delays, refusals, all of them counted.
 
-    client --- to_server --> proxy --- to_server --> Postgres' unix socket
-           <-- to_client ---       <-- to_client ---
+client --- to_server --> proxy --- to_server --> Postgres' unix socket
+       <-- to_client ---       <-- to_client ---
 """
 
 from __future__ import annotations

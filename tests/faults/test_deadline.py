@@ -4,28 +4,83 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
+from contextlib import closing
+from typing import Any
 
-import pytest
-from aiohttp import web
+import orjson
+import psycopg2
 
 from server import keys
-from tests.conftest import Sql, Start, until
-from tests.faults.load import Oracle, Pollers, Updates, add_tasks, add_token, print_figure, read_states
-from tests.rows import add_user
+from server.waiting.deadlines import GRAIN_SECONDS
+from tests.conftest import Sql, until
+from tests.faults import sites
+from tests.faults.load import Channel, add_tasks, print_figure
+from tests.faults.sites import Account, channels, poll_target
+
+config, account, open_site = sites.config, sites.account, sites.open_site
 
 HOLD_SECONDS = 0.4
+SPREAD_SECONDS = 0.005
+TASKS = 60
 
 
-async def test_smoke(start: Start, sql: Sql, dsn: str) -> None:
-    client = await start(polling={"max_held_per_user": 10000})
-    user = add_user(sql)
-    token = add_token(sql, user)
-    task_ids = add_tasks(sql, user, 20)
-    oracle = Oracle()
-    async with Pollers(oracle, [(str(client.host), client.port)], token=token) as pollers:
-        pollers.follow(task_ids, clients=10)
-        with Updates(oracle, dsn, task_ids, rate=100, ending=0.02) as updates:
-            await asyncio.sleep(3)
-        await asyncio.to_thread(updates.end_all)
-        await pollers.until_done()
-    print_figure("smoke", **oracle.check(read_states(dsn, task_ids)))
+def commit_around(dsn: str, task_ids: list[str], moment: float) -> None:
+    """Change each task in a transaction of its own, at a random time within 5 ms of that moment."""
+    with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
+        connection.autocommit = True
+        for at, task_id in sorted((moment + random.uniform(-1, 1) * SPREAD_SECONDS, each) for each in task_ids):
+            time.sleep(max(at - time.monotonic(), 0))  # in a thread; the loop's clock is this one
+            cursor.execute("UPDATE public.image_generations SET stage = 'sky' WHERE task_id = %s", (task_id,))
+
+
+async def ask(channel: Channel, account: Account, task_id: str, version: int) -> dict[str, Any]:
+    status, body = await channel.get(poll_target(task_id, version, "&c=page"), account.headers)
+    assert status == 200, body
+    answer: dict[str, Any] = orjson.loads(body)
+    return answer
+
+
+async def test_a_change_at_the_deadline_is_told_now_or_by_the_next_poll(
+    open_site: Any, account: Account, sql: Sql, dsn: str
+) -> None:
+    """As many rounds as it takes for changes to have come on both sides of the deadline."""
+    site = await open_site(polling={"hold_seconds": HOLD_SECONDS, "jitter_seconds": 0.0, "sweep_seconds": 300.0})
+    reasons: Counter[str] = Counter()
+    rounds = 0
+    async with channels(site.address, TASKS) as crowd:
+        while rounds < 6 or min(reasons["timeout"], reasons["change"]) < 5:
+            rounds += 1
+            assert rounds < 40, f"no change has met its deadline: {reasons}"
+            task_ids = add_tasks(sql, account.user_id, TASKS)
+            asked = await asyncio.gather(
+                *(ask(channel, account, each, 0) for channel, each in zip(crowd, task_ids, strict=True))
+            )
+            assert {each["poll"]["reason"] for each in asked} == {"immediate"}  # from here on, asking costs no read
+            deadline = await _beginning_of_a_slot() + HOLD_SECONDS
+            commits = asyncio.create_task(asyncio.to_thread(commit_around, dsn, task_ids, deadline))
+            polls = [ask(channel, account, each, 1) for channel, each in zip(crowd, task_ids, strict=True)]
+            answers = await asyncio.gather(*polls)
+            await commits
+            assert await site.app[keys.LISTENER].barrier()
+            for channel, answer, task_id in zip(crowd, answers, task_ids, strict=True):
+                seen, reason = answer["data"]["version"], answer["poll"]["reason"]
+                reasons[reason] += 1
+                assert (seen, reason) in {(1, "timeout"), (2, "change"), (2, "timeout")}
+                if seen == 1:
+                    later = await ask(channel, account, task_id, 1)
+                    assert (later["data"]["version"], later["poll"]["reason"]) == (2, "immediate")
+        await until(lambda: site.held == 0)
+        leaks = site.leaks
+    assert site.metric("longpoll_missed_notify_repairs_total") == 0
+    print_figure("change at the deadline", rounds=rounds, polls=rounds * TASKS, **reasons, leaks=leaks)
+    assert leaks == 0
+
+
+async def _beginning_of_a_slot() -> float:
+    """Wait until the deadlines' next slot begins: polls that come now all end together. Returns that moment."""
+    loop = asyncio.get_running_loop()
+    slot = int(loop.time() / GRAIN_SECONDS) + 1
+    await asyncio.sleep(slot * GRAIN_SECONDS - loop.time())
+    return slot * GRAIN_SECONDS

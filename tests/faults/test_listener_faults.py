@@ -1,0 +1,156 @@
+"""The LISTEN connection dies, falls silent, or is never told: nobody waits longer for it than a sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from server.storage.listener import Listener
+from tests.conftest import Enter, Person, Sql, Start, until
+from tests.faults.load import kill_listeners, print_figure
+from tests.faults.postgres import frozen
+from tests.faults.proxy import Proxy, proxy_to
+from tests.faults.scene import CLIENTS, TASKS, Scene, followed_tasks
+
+HOLD_SECONDS = 8.0
+# One that was sent just before the silence began, one that is waited for, and one that a sweep may have sent meanwhile.
+BEATS_UNTIL_NOTICED = 3
+LISTENING_BACKEND = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"
+
+
+@pytest.fixture
+async def proxy(dsn: str) -> AsyncIterator[Proxy]:
+    """Stands between the listener and Postgres; everything else goes its own way."""
+    async with proxy_to(dsn) as between:
+        yield between
+
+
+async def begin(start: Start, enter: Enter, *, listen_dsn: str = "", sweep_seconds: float = 0.5) -> Person:
+    """Start a server whose users may hold many polls; log somebody in."""
+    polling = {"hold_seconds": HOLD_SECONDS, "sweep_seconds": sweep_seconds, "max_held_per_user": 2 * CLIENTS}
+    return await enter(await start(database={"listen_dsn": listen_dsn, "heartbeat_seconds": 0.25}, polling=polling))
+
+
+@contextlib.contextmanager
+def many_descriptors(number: int) -> Iterator[None]:
+    """Occupy so many file descriptors, as held connections do."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(number):
+            stack.enter_context(socket.socket())
+        yield
+
+
+async def kill_listener(scene: Scene) -> float:
+    """End the backend that listens; returns how long it took until notifications were proven to arrive again."""
+    reconnects = scene.person.metric("longpoll_listener_reconnects_total")
+    killed_at = time.monotonic()
+    assert kill_listeners(scene.dsn) == 1
+    await until(lambda: scene.person.metric("longpoll_listener_reconnects_total") > reconnects)
+    await until(lambda: scene.listener.healthy)
+    return time.monotonic() - killed_at
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "kills", "pause_seconds"),
+    [
+        pytest.param(0, 3, 0, id="short"),
+        pytest.param(1200, 3, 0, id="short, behind 1200 descriptors"),
+        pytest.param(0, 15, 2, id="long", marks=pytest.mark.slow),
+        pytest.param(1200, 15, 2, id="long, behind 1200 descriptors", marks=pytest.mark.slow),
+    ],
+)
+async def test_a_listener_that_is_killed_again_and_again_loses_nothing(
+    start: Start, enter: Enter, dsn: str, descriptors: int, kills: int, pause_seconds: float
+) -> None:
+    with many_descriptors(descriptors):
+        # What is read again behind each reconnect must do: no sweep comes to help within a hold.
+        person = await begin(start, enter, sweep_seconds=60)
+        async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+            connection = scene.listener._connection
+            assert connection is not None
+            assert connection.raw.fileno() >= (1024 if descriptors else 0)
+            gaps = []
+            async with scene.updates():
+                for _ in range(kills):
+                    await scene.until_told()
+                    gaps.append(await kill_listener(scene))
+                    await asyncio.sleep(pause_seconds)  # the pace of the kills
+                await scene.until_told()
+            figures = scene.check()
+            assert not scene.oracle.refusals
+            gap = round(max(gaps), 3)
+            print_figure("listener killed", kills=kills, descriptors=descriptors, worst_gap_s=gap, **figures)
+
+
+async def until_unhealthy(listener: Listener) -> tuple[int, float]:
+    """Wait until the silence was noticed; returns how many heartbeats and seconds that took."""
+    sent, began = listener._sent, time.monotonic()
+    await until(lambda: not listener.healthy)
+    return listener._sent - sent, time.monotonic() - began
+
+
+async def test_a_connection_that_hears_nothing_is_noticed_and_the_sweep_covers(
+    start: Start, enter: Enter, dsn: str, proxy: Proxy
+) -> None:
+    person = await begin(start, enter, listen_dsn=proxy.dsn(dsn))
+    async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+        async with scene.updates():
+            await scene.until_told()
+            proxy.pause()
+            beats, detection = await until_unhealthy(scene.listener)
+            await scene.until_told()
+            proxy.resume()
+            resumed_at = time.monotonic()
+            await until(lambda: scene.listener.healthy)
+            recovery = time.monotonic() - resumed_at
+            await scene.until_told()
+        figures = scene.check()
+        assert not scene.oracle.refusals
+        assert beats <= BEATS_UNTIL_NOTICED
+        seconds = {"detection_s": round(detection, 3), "recovery_s": round(recovery, 3)}
+        print_figure("listener half-open", beats=beats, **seconds, **figures)
+
+
+async def test_a_listening_backend_that_is_frozen_is_noticed_and_replaced(
+    start: Start, enter: Enter, sql: Sql, dsn: str
+) -> None:
+    person = await begin(start, enter)
+    async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+        async with scene.updates():
+            await scene.until_told()
+            [(pid,)] = sql(LISTENING_BACKEND)
+            with frozen(pid):
+                beats, detection = await until_unhealthy(scene.listener)
+                await until(lambda: scene.listener.healthy)  # by another connection: the old backend stands still
+                await scene.until_told()
+        figures = scene.check()
+        assert not scene.oracle.refusals
+        assert beats <= BEATS_UNTIL_NOTICED
+        print_figure("listening backend frozen", beats=beats, detection_s=round(detection, 3), **figures)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["healthy", "trigger off"])
+async def test_the_sweep_repairs_what_no_notification_tells_and_only_that(
+    start: Start, enter: Enter, sql: Sql, dsn: str, *, silent: bool
+) -> None:
+    """The same load twice: with every notification nothing is repaired, with none of them everything is."""
+    person = await begin(start, enter)
+    if silent:
+        sql("ALTER TABLE public.image_generations DISABLE TRIGGER notify_updated")
+    async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+        async with scene.updates():
+            await scene.until_told()
+            await scene.until_told()
+        figures = scene.check()
+        assert not scene.oracle.refusals
+        assert scene.listener.healthy
+        if silent:
+            assert scene.repairs >= TASKS  # the end of each task, and what changed before it
+        else:
+            assert scene.repairs == 0
+        print_figure("trigger off" if silent else "no fault", **figures)

@@ -1,0 +1,352 @@
+"""Sessions and tokens: found without a query, and gone everywhere the moment they are revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from server.errors import DatabaseUnavailable
+from server.metrics import Metrics
+from server.storage.database import Database
+from server.storage.listener import Listener
+from server.storage.sessions import OFFLINE_GRACE_SECONDS, TOKEN_PREFIX, UNPROVEN_SECONDS, Sessions
+from server.storage.users import User
+from tests import rows
+from tests.conftest import Sql, until
+
+shared_dsn, dsn = rows.shared_dsn, rows.dsn
+
+
+@pytest.fixture
+async def database(dsn: str) -> AsyncIterator[Database]:
+    """The database below the sessions; `statements` counts what it was asked."""
+    database = Database(dsn, pool_size=4, timeout=5)
+    await database.open()
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def sessions(database: Database) -> Sessions:
+    """Sessions whose revocations are heard."""
+    sessions = Sessions(database, days=1, cache_size=1000)
+    sessions.restored()
+    return sessions
+
+
+@pytest.fixture
+def alice(sql: Sql) -> User:
+    return User(rows.add_user(sql, "alice"), "alice@example.org")
+
+
+class Clock:
+    """The time as the sessions see it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Let time pass: `clock.ahead += 60`."""
+    clock = Clock()
+    monkeypatch.setattr("server.storage.sessions.time", clock)
+    return clock
+
+
+def key_of(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+@pytest.fixture
+def gate(database: Database, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Let something happen before a read's answer arrives (`gate.after`), or nothing be answered (`gate.down`)."""
+    gate = SimpleNamespace(after=None, down=False)
+    real_fetch = database.fetch
+
+    async def fetch(query: str, *arguments: Any, **parameters: Any) -> Any:
+        if gate.down:
+            raise DatabaseUnavailable("gone")
+        if query != "find_credentials":
+            return await real_fetch(query, *arguments, **parameters)
+        found = await real_fetch(query, *arguments, **parameters)
+        if gate.after is not None:
+            await gate.after()
+        return found
+
+    monkeypatch.setattr(database, "fetch", fetch)
+    return gate
+
+
+async def test_who_is_known_is_found_without_a_query(sessions: Sessions, database: Database, alice: User) -> None:
+    secret = await sessions.create(alice)
+    assert await sessions.find(secret) == alice
+    before = database.statements
+    for _ in range(100):
+        assert await sessions.find(secret) == alice
+    assert database.statements == before
+
+
+async def test_a_thousand_finds_at_once_share_one_read(sessions: Sessions, database: Database, alice: User) -> None:
+    secrets = [await sessions.create(alice) for _ in range(20)]
+    before = database.statements
+    found = await asyncio.gather(*(sessions.find(secret) for secret in secrets * 50))
+    assert found == [alice] * 1000
+    assert database.statements == before + 1
+
+
+async def test_a_find_that_is_canceled_does_not_disturb_the_others(sessions: Sessions, alice: User) -> None:
+    secret = await sessions.create(alice)
+    leaving, staying = (asyncio.create_task(sessions.find(secret)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert await staying == alice
+    assert not sessions._reading
+
+
+@pytest.mark.parametrize("secret", ["", "unknown", "\udcff\udc80", "\ud800", "\x00", "ß" * 5000, "lp_unknown"])
+async def test_a_secret_that_nobody_has_finds_nobody(sessions: Sessions, secret: str) -> None:
+    assert await sessions.find(secret) is None
+    assert len(sessions) == 0
+
+
+async def test_the_secret_itself_is_kept_nowhere(sessions: Sessions, alice: User, sql: Sql) -> None:
+    secret = await sessions.create(alice)
+    assert sql("SELECT encode(secret_hash, 'hex') FROM longpoll.sessions") == [(key_of(secret),)]
+    await sessions.find(secret)
+    assert secret not in sessions._known
+
+
+# Revoking ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_revoked_session_is_gone_here_at_once(sessions: Sessions, alice: User) -> None:
+    secret = await sessions.create(alice)
+    await sessions.find(secret)
+    await sessions.revoke(secret)
+    assert await sessions.find(secret) is None
+
+
+async def test_a_row_deleted_by_sql_is_forgotten_by_every_process(
+    dsn: str, database: Database, sessions: Sessions, alice: User, sql: Sql
+) -> None:
+    others = [sessions, Sessions(database, days=1, cache_size=10)]
+    listeners = [
+        Listener(
+            dsn,
+            database,
+            {"session_revoked": each.forget},
+            restored=each.restored,
+            lost=each.lost,
+            heartbeat_seconds=10,
+            timeout=5,
+            metrics=Metrics(),
+        )
+        for each in others
+    ]
+    running = [asyncio.create_task(listener.run()) for listener in listeners]
+    for listener in listeners:
+        await listener.until_healthy()
+    secret, other = await sessions.create(alice), await sessions.create(alice)
+    token_secret, _ = await sessions.create_token(alice, "script")
+    for each in others:
+        for known in (secret, other, token_secret):
+            assert await each.find(known) == alice
+    sql("DELETE FROM longpoll.sessions WHERE encode(secret_hash, 'hex') = %s", (key_of(secret),))
+    sql("DELETE FROM longpoll.tokens")
+    await until(lambda: [len(each) for each in others] == [1, 1])
+    before = database.statements
+    assert await sessions.find(other) == alice
+    assert database.statements == before
+    assert [await each.find(secret) for each in others] == [None, None]
+    for task in running:
+        task.cancel()
+    await asyncio.wait(running)
+
+
+@pytest.mark.parametrize("moment", ["wanted", "reading"])
+async def test_a_revocation_that_comes_during_the_read_is_not_overwritten(
+    sessions: Sessions, alice: User, gate: SimpleNamespace, moment: str
+) -> None:
+    """The row was still there when it was read, and the notification comes before the answer."""
+    secret = await sessions.create(alice)
+
+    async def revoked() -> None:
+        sessions.forget(key_of(secret))
+
+    gate.after = revoked
+    find = asyncio.create_task(sessions.find(secret))
+    if moment == "wanted":
+        gate.after = None
+        await asyncio.sleep(0)
+        await revoked()
+    assert await find is None
+    assert len(sessions) == 0
+    assert not sessions._revoked_meanwhile
+
+
+async def test_a_find_while_the_session_is_being_revoked_does_not_bring_it_back(
+    sessions: Sessions, database: Database, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = await sessions.create(alice)
+    real_fetch = database.fetch
+
+    async def find_first(query: str, *arguments: Any, **parameters: Any) -> Any:
+        if query == "revoke_session":
+            assert await sessions.find(secret) == alice
+        return await real_fetch(query, *arguments, **parameters)
+
+    monkeypatch.setattr(database, "fetch", find_first)
+    await sessions.revoke(secret)
+    assert len(sessions) == 0
+    assert await sessions.find(secret) is None
+
+
+async def test_a_read_that_failed_leaves_no_trace(sessions: Sessions, alice: User, gate: SimpleNamespace) -> None:
+    secret = await sessions.create(alice)
+    gate.down = True
+    find = asyncio.create_task(sessions.find(secret))
+    await asyncio.sleep(0)
+    sessions.forget(key_of(secret))
+    with pytest.raises(DatabaseUnavailable):
+        await find
+    gate.down = False
+    assert not sessions._revoked_meanwhile
+    assert await sessions.find(secret) == alice, "the row is still there"
+
+
+# Doubt ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_while_revocations_may_go_unheard_a_secret_is_looked_up_now_and_then(
+    sessions: Sessions, database: Database, alice: User, sql: Sql, clock: Clock
+) -> None:
+    secret = await sessions.create(alice)
+    await sessions.find(secret)
+    sessions.lost()
+    before = database.statements
+    await sessions.find(secret)
+    assert database.statements == before, "read a moment ago"
+    clock.ahead += UNPROVEN_SECONDS
+    assert await sessions.find(secret) == alice
+    assert database.statements == before + 1
+    sql("DELETE FROM longpoll.sessions")
+    clock.ahead += UNPROVEN_SECONDS
+    assert await sessions.find(secret) is None
+
+
+async def test_what_was_known_before_is_read_again_when_revocations_are_heard_again(
+    sessions: Sessions, database: Database, alice: User, sql: Sql
+) -> None:
+    secret, revoked = await sessions.create(alice), await sessions.create(alice)
+    for each in (secret, revoked):
+        await sessions.find(each)
+    sessions.lost()
+    sql("DELETE FROM longpoll.sessions WHERE encode(secret_hash, 'hex') = %s", (key_of(revoked),))
+    sessions.restored()
+    assert await sessions.find(revoked) is None
+    assert await sessions.find(secret) == alice
+    before = database.statements
+    assert await sessions.find(secret) == alice
+    assert database.statements == before, "once is enough"
+
+
+async def test_a_read_that_began_before_an_outage_proves_nothing(
+    sessions: Sessions, database: Database, alice: User, gate: SimpleNamespace
+) -> None:
+    secret = await sessions.create(alice)
+
+    async def outage() -> None:
+        sessions.lost()
+        sessions.restored()
+
+    gate.after = outage
+    assert await sessions.find(secret) == alice
+    gate.after = None
+    before = database.statements
+    assert await sessions.find(secret) == alice
+    assert database.statements == before + 1
+
+
+async def test_while_the_database_is_away_who_was_known_goes_on_for_a_while(
+    sessions: Sessions, alice: User, gate: SimpleNamespace, clock: Clock
+) -> None:
+    secret = await sessions.create(alice)
+    await sessions.find(secret)
+    sessions.lost()
+    gate.down = True
+    clock.ahead += OFFLINE_GRACE_SECONDS - 1
+    assert await sessions.find(secret) == alice
+    with pytest.raises(DatabaseUnavailable):
+        await sessions.find("a stranger's")
+    clock.ahead += 2
+    with pytest.raises(DatabaseUnavailable):
+        await sessions.find(secret)
+
+
+# Bounds --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("away", [False, True])
+async def test_a_session_ends_with_its_time(
+    database: Database, alice: User, gate: SimpleNamespace, clock: Clock, *, away: bool
+) -> None:
+    """Whether it is found in memory, or the database is away and it may go on for a while."""
+    sessions = Sessions(database, days=60 / 86_400, cache_size=10)
+    sessions.restored()
+    assert sessions.max_age == 60
+    secret = await sessions.create(alice)
+    assert await sessions.find(secret) == alice
+    if away:
+        sessions.lost()
+        gate.down = True
+    clock.ahead += 61
+    assert await sessions.find(secret) is None
+
+
+async def test_an_expired_row_finds_nobody(sessions: Sessions, alice: User, sql: Sql) -> None:
+    secret = await sessions.create(alice)
+    sql("UPDATE longpoll.sessions SET expires_at = now() - interval '1 second'")
+    assert await sessions.find(secret) is None
+
+
+async def test_no_more_is_remembered_than_the_cache_holds(database: Database, alice: User) -> None:
+    sessions = Sessions(database, days=1, cache_size=3)
+    sessions.restored()
+    secrets = [await sessions.create(alice) for _ in range(5)]
+    for secret in secrets:
+        assert await sessions.find(secret) == alice
+    assert len(sessions) == 3
+    assert set(sessions._known) == {key_of(secret) for secret in secrets[2:]}
+
+
+# Tokens --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_token_is_listed_by_name_found_by_secret_and_revoked_by_its_owner(
+    sessions: Sessions, alice: User, sql: Sql
+) -> None:
+    bob = User(rows.add_user(sql, "bob"), "bob@example.org")
+    secret, token = await sessions.create_token(alice, "script")
+    assert secret.startswith(TOKEN_PREFIX)
+    assert await sessions.find(secret) == alice
+    assert await sessions.list_tokens(alice) == [token]
+    assert await sessions.list_tokens(bob) == []
+    assert not await sessions.revoke_token(bob, token.id)
+    assert not await sessions.revoke_token(alice, "not-an-id")
+    assert await sessions.revoke_token(alice, token.id)
+    assert await sessions.list_tokens(alice) == []
+    sessions.forget(key_of(secret))  # as the notification does
+    assert await sessions.find(secret) is None
