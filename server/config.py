@@ -249,7 +249,7 @@ def _check_together(config: Config) -> None:
             raise ConfigurationError(
                 f"server.trusted_proxies names {network!r}; it must be an address or a network such as 10.0.0.0/8"
             ) from None
-    for name in ("login", "register", "create"):
+    for name in ("login", "register", "create", "poll"):
         rule = getattr(config.limits, name)
         try:
             limits.parse(rule)

@@ -13,11 +13,14 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, TextIO, TypeVar
+from typing import Any, Final, Self, TextIO, TypeVar
+
+import aiohttp
+import orjson
 
 from server import resources
 from server.config import Config
@@ -117,8 +120,9 @@ class Report:
     def add(self, name: str, found: Finding) -> None:
         """Write the line of a check that has ended."""
         self._counts[found.verdict] += 1
-        text = f"{found.sentence}. To do: {found.remedy}." if found.remedy else f"{found.sentence}."
-        self._write(f"{found.verdict:8} {name:16} {' '.join(text.split())}\n")
+        sentences = [found.sentence, f"To do: {found.remedy}"] if found.remedy else [found.sentence]
+        text = " ".join(_in_one_line(sentence) for sentence in sentences)
+        self._write(f"{found.verdict:8} {name:16} {text}\n")
 
     def close(self) -> int:
         """Write the sum of it; returns the exit code."""
@@ -129,6 +133,11 @@ class Report:
         # Back to the start of the line, and what stood there wiped out (ECMA-48, EL).
         self._stream.write(f"\r\x1b[K{text}" if self._stream.isatty() else text)
         self._stream.flush()
+
+
+def _in_one_line(text: str) -> str:
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    return "; ".join(lines).rstrip(".?!") + "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +212,8 @@ async def examine(report: Report, deployment: Deployment, site: Site | None = No
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
     reachable = False
     if deployment.dsn:
-        reachable = await report.check("database", check_reachable(deployment, "database.dsn", deployment.dsn))
+        where = "database.dsn" if deployment.config.database.dsn else "the embedded Postgres"
+        reachable = await report.check("database", check_reachable(deployment, where, deployment.dsn))
     for name in ("admin_dsn", "listen_dsn"):
         if dsn := getattr(deployment.config.database, name):
             await report.check(name, check_reachable(deployment, f"database.{name}", dsn))
@@ -246,9 +256,9 @@ async def check_reachable(deployment: Deployment, setting: str, dsn: str) -> Fin
         return failed(f"{setting} can't be used", 'write it as "host=… dbname=… user=…" or "postgresql://…"')
     if server.version_number < OLDEST_POSTGRES:
         return failed(
-            f"Postgres {server.version} answers at {setting}", f"use Postgres {OLDEST_POSTGRES // 10_000} or newer"
+            f"Postgres {server.version} answers by {setting}", f"use Postgres {OLDEST_POSTGRES // 10_000} or newer"
         )
-    return ok(f"Postgres {server.version} answers at {setting}")
+    return ok(f"Postgres {server.version} answers by {setting}")
 
 
 async def check_listening(deployment: Deployment) -> Finding:
@@ -422,7 +432,8 @@ _OF_THE_DATABASE: Final[dict[str, Callable[[Deployment], Coroutine[Any, Any, Fin
 async def check_descriptors(deployment: Deployment) -> Finding:
     """Compare the limit of file descriptors with the polls that may be held: each is a connection."""
     soft, hard = (
-        sys.maxsize if limit == resource.RLIM_INFINITY else limit for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
+        sys.maxsize if limit == resource.RLIM_INFINITY else limit
+        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
     )
     held, beside = deployment.config.polling.max_held, deployment.config.database.pool_size + 1 + _DESCRIPTORS_BESIDE
     needed = held + beside
@@ -502,17 +513,142 @@ class _Client:
                 body = await reply.read()
                 return _Reply(reply.status, reply.headers, body, time.perf_counter() - begun)
         except aiohttp.ClientConnectorError as error:
-            raise _Ended(failed(f"{self._url} can't be reached: {error}", "correct --url, or what it leads to")) from error
-        except aiohttp.ClientPayloadError as error:
-            raise _Cut(time.perf_counter() - begun) from error
-        except TimeoutError as error:
-            raise _Silent(time.perf_counter() - begun) from error
+            raise _Ended(
+                failed(f"{self._url} can't be reached: {error}", "correct --url, or what it leads to")
+            ) from error
+        except (TimeoutError, aiohttp.ClientPayloadError) as error:
+            raise _NoReply(time.perf_counter() - begun, silent=isinstance(error, TimeoutError)) from error
         except (aiohttp.ClientError, ValueError) as error:
-            raise _Ended(failed(f"{self._url} doesn't speak HTTP as we do: {error!r}", "correct --url")) from error
-        except _Cut as error:
-            raise _Cut(time.perf_counter() - begun) from error
+            raise _Ended(failed(f"{self._url} can't be asked: {error!r}", "correct --url")) from error
 
     async def _count(self, *_event: object) -> None:
         self.opened += 1
 
 
+class _NoReply(_Ended):
+    """The connection was cut before the reply was complete, or stayed silent for too long."""
+
+    def __init__(self, seconds: float, *, silent: bool) -> None:
+        self.what = (
+            f"nothing had come after {seconds:.1f} s" if silent else f"the connection was cut after {seconds:.1f} s"
+        )
+        super().__init__(failed(self.what, "see what the proxy logs, and whether the server behind it runs"))
+
+
+async def _ask_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from asking a second time by itself when a connection is cut (RFC 9112, 9.3.1): the cut is what we look for."""
+    try:
+        return await handler(request)
+    except aiohttp.ClientConnectorError:
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise aiohttp.ClientPayloadError(str(error)) from error
+
+
+async def check_site(site: Site) -> Finding:
+    """Ask for /healthz."""
+    async with _Client(site) as client:
+        reply = await client.get("/healthz")
+    if reply.status == 200 and reply.json().get("status") == "ok":
+        return ok(f"{site.url} answers")
+    where = f" to {reply.headers['Location']}" if "Location" in reply.headers else ""
+    return failed(
+        f"{site.url}/healthz answers {reply.status}{where}, not as this server does",
+        "give --url as browsers see it, and see that the proxy passes everything on",
+    )
+
+
+async def check_headers(site: Site) -> Finding:
+    """Ask twice, and see whether a cache had its hands in it."""
+    async with _Client(site) as client:
+        replies = [await client.get("/healthz") for _ in range(2)]
+    numbers = {reply.headers.get("X-Request-Id") for reply in replies}
+    if None not in numbers and len(numbers) == 1:
+        return failed("two requests got the very same reply: a cache stands in between", "switch it off for this site")
+    return _judge_headers(replies[0], {"X-Request-Id"}) or ok("X-Request-Id and Cache-Control arrive as they were sent")
+
+
+def _judge_headers(reply: _Reply, expected: set[str]) -> Finding | None:
+    if (control := reply.headers.get("Cache-Control", "missing")) != _PRIVATE:
+        return failed(
+            f"Cache-Control is {control}, and not {_PRIVATE}: a cache may show one user what is another's",
+            "let the proxy pass Cache-Control on as it is (nginx: no `expires`, no `proxy_hide_header`)",
+        )
+    if missing := sorted(expected - {name for name in expected if name in reply.headers}):
+        return warning(f"{' and '.join(missing)} didn't arrive: a cache or a filter stands in between", "let them pass")
+    return None
+
+
+async def check_keep_alive(site: Site) -> Finding:
+    """See whether a second request finds the connection of the first one open."""
+    async with _Client(site) as client:
+        await client.get("/healthz")
+        await client.get("/healthz")
+        if client.opened == 1:
+            return ok("a connection is kept open for the next request")
+    return warning(
+        "each request needs a connection of its own, and each poll pays for opening it",
+        "keep connections open: keepalive_timeout (nginx), no `option httpclose` (HAProxy)",
+    )
+
+
+async def check_hold(site: Site, hold_seconds: float) -> Finding:
+    """Hold a real poll for as long as the server holds one, and see what comes of it."""
+    if site.token is None:
+        return skipped("whether a poll may last is tried with --token: a user's, who has an unfinished task")
+    async with _Client(site) as client:
+        task_id = await _find_unfinished(client)
+        try:
+            reply = await client.get(
+                "/api/generate/status",
+                seconds=hold_seconds + _PATIENCE_SECONDS,
+                taskId=task_id,
+                until="terminal",  # progress must not end it
+                wait=f"{hold_seconds:g}",
+            )
+        except _NoReply as error:
+            return failed(f"{error.what} of a hold of {hold_seconds:g} s", _longer(hold_seconds))
+        return judge_hold(reply, hold_seconds)
+
+
+async def _find_unfinished(client: _Client) -> str:
+    reply = await client.get("/api/generate/tasks", limit="100")
+    if reply.status != 200:
+        raise _Ended(
+            failed(
+                f"the list of tasks answers {reply.status}", "make a token by POST /api/auth/tokens, and give that one"
+            )
+        )
+    for task in reply.json().get("items", []):
+        if task["status"] in {"pending", "processing"}:
+            return str(task["taskId"])
+    raise _Ended(
+        skipped("this user has no unfinished task to wait for: create one while no worker runs, and try again")
+    )
+
+
+def judge_hold(reply: _Reply, hold_seconds: float) -> Finding:
+    """Say what the reply to a poll that was to be held for so long tells about the way it came."""
+    took = f"after {reply.seconds:.1f} s of a hold of {hold_seconds:g} s"
+    poll = reply.json().get("poll")
+    if not isinstance(poll, dict):
+        ours = "problem+json" in reply.headers.get("Content-Type", "")
+        who, remedy = ("the server", "see its log") if ours else ("a proxy", _longer(hold_seconds))
+        return failed(f"{who} answered {reply.status} {took}", remedy)
+    if changed := _judge_headers(reply, {"X-Request-Id", "Server-Timing"}):
+        return changed
+    late = reply.seconds - float(poll["waitedMs"]) / 1000
+    if late > _LATE_SECONDS:
+        return warning(f"the answer came {late:.1f} s after it was sent", "switch off buffering in the proxy")
+    if poll["reason"] != "timeout":
+        return warning(
+            f"the poll ended {took} ({poll['reason']}), so no longer wait was tried", "try again with a task that waits"
+        )
+    return ok(f"a poll was held for {reply.seconds:.1f} s and answered")
+
+
+def _longer(hold_seconds: float) -> str:
+    return (
+        f"let whatever stands in front wait for {hold_seconds + 5:g} s or more: proxy_read_timeout (nginx), timeout server"
+        " (HAProxy), the idle timeout (load balancers), or lower polling.hold_seconds"
+    )

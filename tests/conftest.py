@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import argon2
 import psycopg2
 import pytest
 from aiohttp import web
@@ -27,6 +28,8 @@ from server.storage.users import User
 
 # A crash of this Postgres loses nothing that anybody wants: it needn't wait for the disk.
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
+# Passwords of tests need no protection, and a server hashes one at each start.
+_CHEAP_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _numbers = itertools.count(1)
 
 
@@ -151,6 +154,7 @@ async def start(
 
     async def begin(use_dsn: str = dsn, **sections: Any) -> TestClient[web.Request, web.Application]:
         app = build_app(config.replace(**sections), use_dsn)
+        app[keys.USERS]._hasher = _CHEAP_HASHER
         return await aiohttp_client(ProductionServer(app))
 
     return begin

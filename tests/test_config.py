@@ -47,7 +47,7 @@ def another_value(key: dataclasses.Field[Any]) -> tuple[str, Any]:
     if key.name in special:
         text = special[key.name]
         return text, tuple(text.split(", ")) if key.name == "trusted_proxies" else text
-    if key.name in {"login", "register", "create"}:
+    if key.name in {"login", "register", "create", "poll"}:
         return "1 per second", "1 per second"
     if "choices" in key.metadata:
         choice = key.metadata["choices"][-1]
@@ -147,6 +147,7 @@ def test_a_typo_is_refused_with_what_was_meant(tmp_path: Path) -> None:
         ("[polling]\nmax_held = 0", "it must be between 1 and 1000000"),
         ('[logging]\nlevel = "loud"', "logging.level is 'loud'; it must be one of: debug, info, warning, error"),
         ('[generation]\ngenerator = "magic"', "it must be one of: procedural"),
+        ('[limits]\npoll = "0"', "limits.poll is '0'"),
         ('[limits]\nlogin = "often"', "limits.login is 'often'; it must be such as \"10 per minute\""),
         ("[server", "can't be read"),
         (f"[server]\nport = {'9' * 5000}", "can't be read"),

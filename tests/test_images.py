@@ -166,7 +166,12 @@ async def test_the_sweep_takes_what_a_killed_process_left_half_written(images: F
     unfinished = files(images)[0].rename(files(images)[0].with_name(".gone.1.png.0a1b2c3d"))
     make_old(unfinished)
     assert await images.get("gone.1.png") is None
-    assert await images.sweep(nobody, older_than_seconds=HOUR) == 1
+
+    async def existing(task_ids: Sequence[str]) -> set[str]:
+        assert list(task_ids) == ["gone"]
+        return set()
+
+    assert await images.sweep(existing, older_than_seconds=HOUR) == 1
     assert files(images) == []
 
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from server.errors import StorageError
+from server.errors import DatabaseUnavailable, StorageError
 from server.storage.database import Database
 from server.storage.users import User
 
@@ -22,6 +22,8 @@ from server.storage.users import User
 OFFLINE_GRACE_SECONDS: Final = 120.0
 # While notifications don't arrive, a secret is looked up again after so long.
 UNPROVEN_SECONDS: Final = 2.0
+# And for so long the database may think about somebody who was known, before the grace begins.
+_PATIENCE_SECONDS: Final = 0.5
 TOKEN_PREFIX: Final = "lp_"  # noqa: S105 - lets secret scanners recognise a leaked one
 
 
@@ -127,10 +129,11 @@ class Sessions:
         known = self._known.get(key)
         if known is not None and self._is_trusted(known):
             return known.user if known.expires_at > time.time() else None
+        in_grace = known is not None and time.monotonic() - known.read_at <= OFFLINE_GRACE_SECONDS
         try:
-            return await self._look_up(key)
+            return await self._look_up(key, _PATIENCE_SECONDS if in_grace and not self._listening else None)
         except StorageError:
-            if known is None or time.monotonic() - known.read_at > OFFLINE_GRACE_SECONDS or key not in self._known:
+            if known is None or not in_grace or key not in self._known:
                 raise
             return known.user if known.expires_at > time.time() else None
 
@@ -152,15 +155,17 @@ class Sessions:
 
     def _doubt_all(self) -> None:
         self._doubts += 1
+        until_now = time.monotonic() - UNPROVEN_SECONDS  # looked up at once, but the grace begins now
         for known in self._known.values():
-            known.proven = False
+            if known.proven:
+                known.proven, known.read_at = False, max(known.read_at, until_now)
 
     def _is_trusted(self, known: _Known) -> bool:
         if self._listening and known.proven:
             return True
         return not self._listening and time.monotonic() - known.read_at < UNPROVEN_SECONDS
 
-    async def _look_up(self, key: str) -> User | None:
+    async def _look_up(self, key: str, patience: float | None) -> User | None:
         future = self._reading.get(key)
         if future is None:
             future = self._reading[key] = asyncio.get_running_loop().create_future()
@@ -170,7 +175,11 @@ class Sessions:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             self._wanted.add(key)
-        return await asyncio.shield(future)
+        try:
+            async with asyncio.timeout(patience):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise DatabaseUnavailable("the database takes long to answer") from None
 
     async def _read_wanted(self) -> None:
         await asyncio.sleep(0)

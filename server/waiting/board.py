@@ -23,6 +23,7 @@ from server.metrics import Metrics
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
+_PATIENCE_SECONDS: Final = 0.5  # for reading anew what is known, while the listener isn't healthy
 _LONGEST_VERSION: Final = 19  # digits of a bigint
 
 
@@ -180,7 +181,7 @@ class Board(Generic[S]):
     async def current(self, watched: Watched[S], *, anew: bool = False) -> S | None:
         """Return the task's state as of this call or later, or None if there is no such task: no query if it is fresh.
 
-        If it can't be read, but was known before, that is returned: whoever waits on it is told when reading works again.
+        If it can't be read just now, but was known before, that is returned: whoever waits on it is told when it is read.
         `anew`: read it even if it is fresh, and take nothing less.
 
         Raises:
@@ -194,10 +195,15 @@ class Board(Generic[S]):
         if self._stopped:
             raise _stopped()  # what we know is kept up to date no more
         wanted = [each for each in tasks if anew or not self._is_fresh(each)]
-        for watched, batch in [(each, self._enqueue(each)) for each in wanted]:
-            await batch.done.wait()
-            if batch.error is not None and (anew or not watched.known):
-                raise batch.error
+        batches = [(each, self._enqueue(each)) for each in wanted]
+        impatient = not anew and not self.listening and all(each.known for each in wanted)
+        # A database that says nothing must not make polls longer: who waits on what is known is told when it was read.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS if impatient else None):
+                for watched, batch in batches:
+                    await batch.done.wait()
+                    if batch.error is not None and (anew or not watched.known):
+                        raise batch.error
 
     def _is_fresh(self, watched: Watched[S]) -> bool:
         return self.listening and watched.known and not watched.stale
@@ -302,7 +308,7 @@ class Board(Generic[S]):
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
         watched.snapshot, watched.known = snapshot, True
-        if not was_known or _version(before) == _version(snapshot):
+        if not was_known or _state(before) == _state(snapshot):
             return
         if repairing and watched.watchers:
             self._count_repair(watched.task_id, _version(before), _version(snapshot))
@@ -374,6 +380,11 @@ def _stopped() -> StorageError:
 
 def _version(snapshot: Snapshot | None) -> int | None:
     return None if snapshot is None else snapshot.version
+
+
+def _state(snapshot: Snapshot | None) -> tuple[int, str] | None:
+    """The version alone isn't enough: a crash may lose commits that nobody waited for, and their numbers come again."""
+    return None if snapshot is None else (snapshot.version, snapshot.status)
 
 
 def _is_news(watched: Watched[S], version: str) -> bool:

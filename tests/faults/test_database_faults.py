@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.conftest import Enter, Person, Sql, Start, until
+from server import keys
+from tests.conftest import Enter, Person, Sql, Start, execute, until
 from tests.faults.load import print_figure
-from tests.faults.postgres import MortalPostgres, mortal_postgres
+from tests.faults.postgres import mortal_postgres
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.scene import CLIENTS, followed_tasks
+from tests.faults.scene import CLIENTS, LATE_SECONDS, followed_tasks
 
 # What the pool and the listener may try together while nobody answers: each pauses for up to 2 s between attempts.
 CONNECTS_PER_SECOND = 3.0
 CONNECTS_AT_FIRST = 20
-
-
-@pytest.fixture
-def mortal(dsn: str) -> Iterator[MortalPostgres]:
-    """A Postgres that only this test uses."""
-    with mortal_postgres() as postgres:
-        yield postgres
 
 
 @pytest.fixture
@@ -54,6 +47,12 @@ async def is_ready(person: Person) -> bool:
     return await answer(person, "/readyz") == 200
 
 
+def forget_when_sessions_were_read(person: Person) -> None:
+    """Let every session be one that was looked up an hour ago, and not since: the listener would have told of its end."""
+    for known in person.app[keys.SESSIONS]._known.values():
+        known.read_at -= 3600
+
+
 async def refused_creation(person: Person) -> str | None:
     """Ask for a task, which must be refused; returns what Retry-After says."""
     async with person.http.post("/api/generate", json={"prompt": "a lake"}) as reply:
@@ -67,6 +66,7 @@ async def test_without_a_database_polls_are_held_and_time_out_as_ever(
 ) -> None:
     person = await begin(start, enter, proxy.dsn(dsn), hold_seconds=1.0)
     async with followed_tasks(person, dsn, hold_seconds=1.0) as scene:
+        forget_when_sessions_were_read(person)
         proxy.fail()
         failed_at, accepted = time.monotonic(), proxy.accepted
         await scene.until_answered("timeout")
@@ -100,8 +100,9 @@ async def test_a_database_that_says_nothing_makes_no_poll_longer(
     start: Start, enter: Enter, dsn: str, proxy: Proxy
 ) -> None:
     """Connections stay open, new ones are accepted, no answer comes: each statement waits out its time."""
-    person = await begin(start, enter, proxy.dsn(dsn), hold_seconds=1.0, timeout=4.0)
+    person = await begin(start, enter, proxy.dsn(dsn), hold_seconds=1.0, timeout=LATE_SECONDS)
     async with followed_tasks(person, dsn, hold_seconds=1.0) as scene:
+        forget_when_sessions_were_read(person)
         proxy.pause()
         began = time.monotonic()
         await scene.until_answered("timeout")
@@ -115,3 +116,5 @@ async def test_a_database_that_says_nothing_makes_no_poll_longer(
         figures = scene.check()
         assert not scene.oracle.refusals
         print_figure("database silent", seconds=round(seconds, 1), **figures)
+
+

@@ -95,7 +95,7 @@ class Storage:
     barrier_holds: bool = True
     on_barrier: Callable[[], None] = lambda: None
 
-    def put(self, task_id: str = "t", version: int = 1, **columns: str) -> State:
+    def put(self, task_id: str = "t", version: int = 1, **columns: Any) -> State:
         """Commit a state, and tell nobody."""
         self.rows[task_id] = replace(State(task_id, version), **columns)
         return self.rows[task_id]
