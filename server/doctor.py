@@ -256,9 +256,9 @@ async def check_reachable(deployment: Deployment, setting: str, dsn: str) -> Fin
         return failed(f"{setting} can't be used", 'write it as "host=… dbname=… user=…" or "postgresql://…"')
     if server.version_number < OLDEST_POSTGRES:
         return failed(
-            f"Postgres {server.version} answers by {setting}", f"use Postgres {OLDEST_POSTGRES // 10_000} or newer"
+            f"Postgres {server.version} answers ({setting})", f"use Postgres {OLDEST_POSTGRES // 10_000} or newer"
         )
-    return ok(f"Postgres {server.version} answers by {setting}")
+    return ok(f"Postgres {server.version} answers ({setting})")
 
 
 async def check_listening(deployment: Deployment) -> Finding:

@@ -31,11 +31,6 @@ def make_old(path: Path) -> None:
     os.utime(path, (time.time() - 2 * HOUR,) * 2)
 
 
-async def nobody(_task_ids: Sequence[str]) -> set[str]:
-    """Say that no task exists."""
-    return set()
-
-
 async def test_what_was_put_can_be_got(images: FileImages) -> None:
     content = bytes(range(256)) * 1000
     await images.put("task.1.png", content)

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from server import keys
-from tests.conftest import Enter, Person, Sql, Start, execute, until
+from tests.conftest import Enter, Person, Start, until
 from tests.faults.load import print_figure
-from tests.faults.postgres import mortal_postgres
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scene import CLIENTS, LATE_SECONDS, followed_tasks
 
@@ -116,5 +115,3 @@ async def test_a_database_that_says_nothing_makes_no_poll_longer(
         figures = scene.check()
         assert not scene.oracle.refusals
         print_figure("database silent", seconds=round(seconds, 1), **figures)
-
-

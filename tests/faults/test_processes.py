@@ -1,0 +1,223 @@
+"""Processes that stop, are replaced, are killed, or stand still, while clients go on asking."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from server import keys
+from tests.conftest import Sql, until
+from tests.faults import sites
+from tests.faults.load import (
+    Channel,
+    Oracle,
+    Pollers,
+    Updates,
+    add_tasks,
+    print_figure,
+    read_states,
+)
+from tests.faults.sites import (
+    Account,
+    Address,
+    channels,
+    free_port,
+    holds,
+    listening,
+    poll_target,
+    processes,
+    settings_of,
+)
+from tests.processes import ServerProcess
+
+config, account, open_site = sites.config, sites.account, sites.open_site
+
+
+@pytest.mark.parametrize("crowd", [600, pytest.param(2000, marks=pytest.mark.slow)])
+async def test_a_process_that_stops_answers_everybody_first(
+    account: Account, sql: Sql, dsn: str, tmp_path: Path, crowd: int
+) -> None:
+    """And as long as it does, whoever asks whether it is ready is told that it isn't."""
+    task_ids = add_tasks(sql, account.user_id, 20)
+
+    async def poll(channel: Channel, task_id: str) -> tuple[int, str, bool]:
+        status, body = await channel.get(poll_target(task_id), account.headers)
+        return status, orjson.loads(body)["poll"]["reason"], channel.closing
+
+    with processes() as started:
+        server = ServerProcess(tmp_path, **settings_of(dsn, tmp_path, server__drain_seconds=2))  # type: ignore[arg-type]
+        started.append(server)
+        address = await listening(server)
+        async with channels(address, crowd) as opened:
+            polls = [
+                asyncio.create_task(poll(channel, task_id))
+                for channel, task_id in zip(opened, itertools.cycle(task_ids), strict=False)
+            ]
+            await until(lambda: holds(address, crowd), seconds=60)
+            told = time.perf_counter()
+            server.process.send_signal(signal.SIGTERM)
+            await until(lambda: _readiness(address, 503))
+            answers = await asyncio.gather(*polls)
+            answered = time.perf_counter()
+            assert await asyncio.to_thread(server.wait) == 0
+    assert set(answers) == {(200, "drain", True)}
+    print_figure(
+        "a process that stops",
+        held=crowd,
+        answered=len(answers),
+        failed=0,
+        last_reply_ms=round((answered - told) * 1000),
+        gone_ms=round((time.perf_counter() - told) * 1000),
+    )
+
+
+async def _readiness(address: Address, expected: int) -> bool:
+    channel = await Channel.open(address)
+    try:
+        status, _ = await channel.get("/readyz", "")
+    finally:
+        channel.close()
+    return status == expected
+
+
+class Visitors:
+    """Clients that open a connection for each request: they notice any moment in which a port is closed."""
+
+    def __init__(self, address: Address, headers: str, targets: list[str]) -> None:
+        self._address = address
+        self._headers = headers
+        self._targets = itertools.cycle(targets)
+        self.statuses: Counter[int] = Counter()
+        self.failures: list[str] = []
+
+    @asynccontextmanager
+    async def coming(self, count: int) -> AsyncIterator[None]:
+        tasks = [asyncio.create_task(self._come()) for _ in range(count)]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _come(self) -> None:
+        while True:
+            try:
+                channel = await Channel.open(self._address)
+                try:
+                    status, _ = await channel.get(next(self._targets), self._headers)
+                finally:
+                    channel.close()
+                self.statuses[status] += 1
+            except (OSError, EOFError) as error:
+                self.failures.append(repr(error))
+            await asyncio.sleep(0.005)  # two hundred a second each
+
+
+async def test_a_rolling_restart_fails_no_request(account: Account, sql: Sql, dsn: str, tmp_path: Path) -> None:
+    """Two processes on one port are replaced one after the other while clients ask.
+
+    What counts as a failure: a connection that is refused or reset before its first reply, a reply that breaks off,
+    a poll that was held and never answered, any status but 200. What doesn't: a keep-alive connection that the
+    server closed between two requests, crossing with the client's next one. No byte of a reply has come, so any
+    HTTP client repeats such a GET by itself (RFC 9110, 9.2.2; RFC 9112, 9.3.1); so do these, and it is counted.
+    """
+    port, oracle = free_port(), Oracle()
+    settings = settings_of(dsn, tmp_path, server__port=port, server__reuse_port="true", server__drain_seconds=0.5)
+    task_ids = add_tasks(sql, account.user_id, 20)
+    address = ("127.0.0.1", port)
+    visitors = Visitors(address, account.headers, ["/healthz", poll_target(task_ids[0], 0, "&wait=0")])
+    with processes() as started:
+        started += [ServerProcess(tmp_path, **settings) for _ in range(2)]  # type: ignore[arg-type]
+        for server in list(started):
+            await listening(server)
+        async with Pollers(oracle, [address], token=account.token) as pollers:
+            pollers.follow(task_ids, clients=5)
+            with Updates(oracle, dsn, task_ids, rate=100) as updates:
+                async with visitors.coming(4):
+                    for server in started[:2]:
+                        visits = visitors.statuses.total()
+                        await until(lambda visits=visits: visitors.statuses.total() > visits + 100)
+                        assert await asyncio.to_thread(server.stop) == 0
+                        started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
+                        await listening(started[-1])
+                    visits = visitors.statuses.total()
+                    await until(lambda: visitors.statuses.total() > visits + 100)
+            await asyncio.to_thread(updates.end_all)
+            await pollers.until_done()
+    figures = oracle.check(read_states(dsn, task_ids))
+    failed = {kind: count for kind, count in oracle.broken.items() if kind != "crossed"}
+    visits = visitors.statuses.total()
+    print_figure("rolling restart", **figures, visits=visits, visits_failed=len(visitors.failures), failed=failed)
+    assert visitors.failures == []
+    assert set(visitors.statuses) == {200}
+    assert failed == {}
+    assert not oracle.refusals
+
+
+async def test_clients_of_a_killed_process_come_back_and_miss_nothing(
+    account: Account, sql: Sql, dsn: str, tmp_path: Path
+) -> None:
+    port, oracle = free_port(), Oracle()
+    settings = settings_of(dsn, tmp_path, server__port=port)
+    task_ids = add_tasks(sql, account.user_id, 20)
+    address = ("127.0.0.1", port)
+    with processes() as started:
+        started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
+        await listening(started[0])
+        async with Pollers(oracle, [address], token=account.token) as pollers:
+            pollers.follow(task_ids, clients=10)
+            await until(lambda: holds(address, 200))
+            with Updates(oracle, dsn, task_ids, rate=50, ending=0.05) as updates:
+                await until(lambda: len(oracle.replies) > 400)
+                started[0].stop(signal.SIGKILL)
+                commits = len(oracle.commits)
+                await until(lambda: len(oracle.commits) > commits + 10)
+                started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
+                await listening(started[1])
+                replies = len(oracle.replies)
+                await until(lambda: len(oracle.replies) > replies + 100)
+            await asyncio.to_thread(updates.end_all)
+            await pollers.until_done()
+    print_figure("a process that was killed", **oracle.check(read_states(dsn, task_ids)))
+    assert oracle.broken["held"] + oracle.broken["crossed"] >= 100
+    assert not oracle.refusals
+
+
+async def test_a_loop_that_stands_still_does_not_take_its_listener_for_dead(
+    open_site: Any, account: Account, sql: Sql, dsn: str
+) -> None:
+    """Twice as long as the heartbeat's pause, at any moment of it."""
+    site = await open_site(database={"heartbeat_seconds": 0.25}, polling={"sweep_seconds": 300.0})
+    oracle = Oracle()
+    task_ids = add_tasks(sql, account.user_id, 10)
+    reconnects = site.metric("longpoll_listener_reconnects_total")
+    listener = site.app[keys.LISTENER]
+    async with Pollers(oracle, [site.address], token=account.token) as pollers:
+        pollers.follow(task_ids, clients=5)
+        with Updates(oracle, dsn, task_ids, rate=50) as updates:
+            for fifth in range(5):
+                heard = listener._heard
+                await until(lambda heard=heard: listener._heard > heard)
+                await asyncio.sleep(0.05 * fifth)  # so that each stall meets another part of the beat
+                time.sleep(0.5)  # noqa: ASYNC251 - this is the fault
+                heard = listener._heard
+                await until(lambda heard=heard: listener._heard >= heard + 2)
+                assert listener.healthy
+        await asyncio.to_thread(updates.end_all)
+        await pollers.until_done()
+    figures = oracle.check(read_states(dsn, task_ids))
+    reconnects = int(site.metric("longpoll_listener_reconnects_total") - reconnects)
+    print_figure("a loop that stands still", **figures, stalls=5, stall_ms=500, reconnects=reconnects)
+    assert reconnects == 0
+    assert site.metric("longpoll_missed_notify_repairs_total") == 0
