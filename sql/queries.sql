@@ -315,7 +315,8 @@ SELECT format('%s to %s on %I.%I', needed.role_name, lower(needed.action), neede
  WHERE NOT EXISTS (
          SELECT FROM pg_policies AS p
           WHERE p.schemaname = needed.schema_name AND p.tablename = needed.table_name AND p.permissive = 'PERMISSIVE'
-            AND p.cmd IN ('ALL', needed.action) AND p.roles && ARRAY['public', needed.role_name]::name[]);
+            AND p.cmd IN ('ALL', needed.action) AND p.roles && ARRAY['public', needed.role_name]::name[])
+ ORDER BY action;
 
 -- name: silent_triggers
 -- What is not there, or does not fire on an ordinary connection (O: as usual, A: always); with what mends it.

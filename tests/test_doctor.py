@@ -243,13 +243,6 @@ async def test_row_security_that_is_off_is_told(dsn: str, config: Config, sql: S
     assert not (await examined(dsn, config)).wrong
 
 
-async def test_a_policy_that_is_gone_is_told_by_what_it_allowed(dsn: str, config: Config, sql: Sql) -> None:
-    sql('DROP POLICY "The server may delete for a user" ON public.image_generations')
-    sql('DROP POLICY "The service knows every token" ON longpoll.tokens')
-    line = failure(await examined(dsn, config), "row security")
-    assert "longpoll_app to delete on public.image_generations, longpoll_service to select on longpoll.tokens" in line
-
-
 @pytest.mark.parametrize(
     ("table", "trigger"), [("public.image_generations", "notify_updated"), ("longpoll.sessions", "notify_revoked")]
 )
@@ -311,7 +304,7 @@ async def test_a_folder_for_pictures_that_cannot_be_used_is_told(dsn: str, confi
 
 async def test_looking_at_the_folder_for_pictures_leaves_nothing(dsn: str, config: Config, tmp_path: Path) -> None:
     assert not (await examined(dsn, config)).wrong
-    assert list(tmp_path.iterdir()) == []  # noqa: ASYNC240 - a folder of this test
+    assert os.listdir(tmp_path) == []  # noqa: PTH208 - Path.iterdir is a blocking call in ruff's eyes, this isn't  # noqa: ASYNC240 - a folder of this test
 
 
 @pytest.mark.parametrize(
@@ -366,14 +359,6 @@ def test_without_a_dsn_the_embedded_postgres_of_the_running_server_is_looked_at(
         assert "(the embedded Postgres)" in examination["database"]
         assert examination["hold"].startswith("skipped")
         assert examination.code == server.stop() == 0
-
-
-def test_an_embedded_postgres_that_cannot_start_is_a_line_of_the_report(folder: Path) -> None:
-    (folder / "postgres").mkdir()
-    (folder / "postgres" / "something").write_text("not a cluster")
-    examination = run_doctor(folder, database__data_dir=folder, polling__max_held=50)
-    assert "move it away" in failure(examination, "database")
-    assert examination["listen"].startswith("skipped")
 
 
 # --- what stands in front

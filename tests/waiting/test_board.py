@@ -214,6 +214,7 @@ async def test_without_a_listener_nothing_is_fresh(scene: Scene) -> None:
     scene.storage.put(version=2)
     answer = await scene.ask(version=1)
     assert answer.snapshot == scene.storage.rows["t"]
+    assert answer.reason is Reason.IMMEDIATE, "it was read for this poll, not a second later"
     assert len(reads(scene)) == 2
 
 
