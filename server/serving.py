@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import gc
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
+from typing import Final
 
 from aiohttp import web
 
@@ -22,6 +24,11 @@ from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
 from server.storage.listener import Listener
+
+# How long a connection that was accepted last may take to send its first request.
+_FIRST_REQUEST_SECONDS: Final = 1.0
+# A drain that isn't over so long after its time leaves the rest to the closing of the connections.
+_DRAIN_PATIENCE_SECONDS: Final = 10.0
 
 
 async def serve(config: Config, dsn: str, where: str) -> int:
@@ -91,6 +98,7 @@ async def _migrate(config: Config, dsn: str) -> list[str]:
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return what runs the application, wherever its sockets come from."""
+    app.on_response_prepare.append(_ask_to_leave)
     return web.AppRunner(
         app,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
@@ -108,31 +116,67 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
     Raises:
         ConfigurationError: the address can't be used, or the certificate.
     """
-    runner = make_runner(app)
+    runner, tls = make_runner(app), tls_context(config)
     try:
         await runner.setup()
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
-        await _open_port(runner, config)
+        port = await _open_port(runner, config, tls)
         tame_collector()
-        yield runner.addresses[0][1]
+        try:
+            yield port.sockets[0].getsockname()[1]
+        finally:
+            await _close_port(runner, port, tls)
     finally:
         await runner.cleanup()
 
 
-async def _open_port(runner: web.AppRunner, config: Config) -> None:
+async def _open_port(runner: web.AppRunner, config: Config, tls: ssl.SSLContext | None) -> asyncio.Server:
     server = config.server
-    site = web.TCPSite(
-        runner,
-        server.host,
-        server.port,
-        ssl_context=tls_context(config),
-        reuse_port=server.reuse_port or None,
-        backlog=4096,
-    )
+    assert runner.server is not None, "set up"
     try:
-        await site.start()
+        return await asyncio.get_running_loop().create_server(
+            runner.server, server.host, server.port, ssl=tls, reuse_port=server.reuse_port or None, backlog=4096
+        )
     except OSError as error:
         raise ConfigurationError(f"can't listen on {server.host}:{server.port}: {error.strerror or error}") from error
+
+
+async def _close_port(runner: web.AppRunner, port: asyncio.Server, tls: ssl.SSLContext | None) -> None:
+    """Stop listening without failing anybody who has connected.
+
+    The kernel resets what it has queued for a listening socket that is closed, and aiohttp closes a connection that
+    has not asked anything yet (web_protocol.py, `RequestHandler.close`). Both would fail a client's first request,
+    which it can't repeat as safely as one that crossed with the end of an idle connection.
+    """
+    server, listening = runner.server, [each.dup() for each in port.sockets]
+    assert server is not None, "set up"
+    port.close()
+    queued = [client for each in listening for client in _take_queue(each)]
+    loop = asyncio.get_running_loop()
+    accepting = [loop.connect_accepted_socket(server, client, ssl=tls) for client in queued]
+    await asyncio.gather(*accepting, return_exceptions=True)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_REQUEST_SECONDS):
+            while not all(connection._request_count for connection in server.connections):  # noqa: SLF001
+                await asyncio.sleep(0.01)
+
+
+def _take_queue(listening: socket.socket) -> list[socket.socket]:
+    """Accept everybody who stands in the kernel's queue, and close the socket at once."""
+    queued = []
+    with listening, contextlib.suppress(OSError):
+        listening.setblocking(False)
+        while True:
+            queued.append(listening.accept()[0])
+            queued[-1].setblocking(False)
+    return queued
+
+
+async def _ask_to_leave(request: web.Request, response: web.StreamResponse) -> None:
+    # Whoever has no idle connection to a process that stops can't send a request just as it is closed.
+    if request.app[keys.WAITERS].draining:
+        response.force_close()
+        response.headers["Connection"] = "close"
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
@@ -199,6 +243,7 @@ async def _drain(app: web.Application, seconds: float) -> None:
         waiters.draining = True
         return
     waiters.drain(seconds)
-    async with asyncio.timeout(seconds + 1):
-        while len(waiters):
-            await asyncio.sleep(0.05)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds + _DRAIN_PATIENCE_SECONDS):
+            while len(waiters):
+                await asyncio.sleep(0.05)
