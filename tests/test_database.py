@@ -16,7 +16,15 @@ import psycopg2
 import pytest
 
 from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, StorageError
-from server.storage.database import Database, Role, connected, login_role, read_queries, run_directly
+from server.storage.database import (
+    Database,
+    Role,
+    back_off_seconds,
+    connected,
+    login_role,
+    read_queries,
+    run_directly,
+)
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Sql, execute, until
 
@@ -307,6 +315,24 @@ async def test_while_the_database_is_down_few_try_to_connect_and_all_are_told(
         assert attempts <= doublings, "each would have tried for itself"
     await until(lambda: _answers(database))
     assert database._failures == 0
+
+
+async def test_an_outage_of_hours_is_told_in_the_same_words(
+    connect: Open, outage: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    database = await connect()
+    with outage():
+        database._failures = 10_000
+        with pytest.raises(DatabaseUnavailable):
+            await database.fetch("pid", SimpleNamespace)
+        assert database._down_until <= time.monotonic() + 2
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 0.1), (2, 0.2), (5, 1.6), (6, 2), (7, 2), (100_000, 2)])
+def test_pauses_grow_up_to_two_seconds_and_are_spread(failures: int, longest: float) -> None:
+    pauses = [back_off_seconds(failures) for _ in range(1000)]
+    assert longest * 0.5 <= min(pauses) < longest * 0.55
+    assert longest * 0.95 < max(pauses) <= longest
 
 
 async def test_a_database_that_cannot_be_reached_is_told_at_the_start(tmp_path: Any) -> None:

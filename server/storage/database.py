@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import getpass
 import os
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavai
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 2.0
+_DOUBLINGS = 6  # enough for the longest pause; without a bound, half an hour of failures is more than a float can hold
 
 # Noticed within about 3 s when the other end has vanished without a word (tcp(7), libpq "Connection control functions").
 KEEPALIVES = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 3000}
@@ -276,7 +279,7 @@ class Database:
                 connection = await pool.acquire()
         except (psycopg2.Error, OSError, TimeoutError):
             self._failures += 1
-            self._down_until = time.monotonic() + min(0.05 * 2**self._failures, 2.0)
+            self._down_until = time.monotonic() + back_off_seconds(self._failures)
             raise
         self._failures = 0
         return connection
@@ -284,6 +287,14 @@ class Database:
     def _check_reachable(self) -> None:
         if self._down_until > time.monotonic() and self._failures:
             raise DatabaseUnavailable("the database couldn't be reached a moment ago")
+
+
+def back_off_seconds(failures: int) -> float:
+    """Return how long to pause after so many failures in a row: doubled each time, up to 2 s, and up to half less.
+
+    At random, for a database that comes back is met by every process that has lost it.
+    """
+    return min(0.05 * 2.0 ** min(failures, _DOUBLINGS), _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)
 
 
 def login_role(dsn: str) -> str:

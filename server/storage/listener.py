@@ -17,9 +17,8 @@ import psycopg2
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
-from server.storage.database import Database, connected, run_directly, translated_errors
+from server.storage.database import Database, back_off_seconds, connected, run_directly, translated_errors
 
-_LONGEST_PAUSE_SECONDS = 2.0
 _LONGEST_NUMBER = 20
 
 
@@ -111,7 +110,7 @@ class Listener:
                 self._connection = None
                 self._give_up_health()
             self._metrics.listener_reconnects.inc()
-            await asyncio.sleep(min(0.05 * 2**attempt, _LONGEST_PAUSE_SECONDS) if attempt else 0)
+            await asyncio.sleep(back_off_seconds(attempt) if attempt else 0)
 
     async def _subscribe(self, connection: aiopg.Connection) -> None:
         await run_directly(connection, "".join(f"LISTEN {channel};" for channel in self._channels), self._timeout)
