@@ -245,6 +245,54 @@ async def test_a_connection_that_dies_under_a_statement_is_told_at_once(connect:
             await caller
 
 
+async def test_whoever_waits_for_a_connection_that_dies_gets_another_at_once(connect: Open, sql: Sql) -> None:
+    """And isn't left waiting for one that never comes back."""
+    database = await connect(pool_size=1, timeout=60)
+    holder = asyncio.create_task(database.fetch("sleep", SimpleNamespace, seconds=60))
+    (pid,) = await until(lambda: sleeping(sql))
+    waiting = [asyncio.create_task(pid_of(database)) for _ in range(20)]
+    await until(lambda: database.busy == 21)
+    kill(sql, pid)
+    async with asyncio.timeout(10):
+        with pytest.raises(DatabaseUnavailable):
+            await holder
+        assert pid not in await asyncio.gather(*waiting)
+
+
+async def test_a_free_connection_that_dies_while_another_is_made_costs_a_read_nothing(
+    connect: Open, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiopg hands the dead one out, with an AssertionError."""
+    database = await connect(pool_size=2)
+    holder = asyncio.create_task(database.fetch("sleep", SimpleNamespace, seconds=0.1))
+    (pid,) = await until(lambda: sleeping(sql))
+    made, real_connect = asyncio.Event(), aiopg.connect
+
+    async def slowly(*args: Any, **options: Any) -> aiopg.Connection:
+        connection = await real_connect(*args, **options)
+        await made.wait()
+        return connection
+
+    monkeypatch.setattr(aiopg.pool, "connect", slowly)
+    reader = asyncio.create_task(pid_of(database))
+    await holder
+    assert database._pool is not None
+    (free,) = database._pool._free
+    kill(sql, pid)
+    await until(lambda: free.closed)
+    made.set()
+    assert await reader != pid
+
+
+async def test_a_busy_pool_is_not_taken_for_a_database_out_of_reach(connect: Open) -> None:
+    """Who waited too long is told so; whoever comes next isn't refused for that."""
+    database = await connect(pool_size=1, timeout=0.2)
+    async with database._slots:
+        with pytest.raises(DatabaseUnavailable):
+            await pid_of(database)
+    assert await pid_of(database)
+
+
 @contextlib.contextmanager
 def many_descriptors() -> Iterator[None]:
     """Let every new descriptor be 1024 or more, as in a server that holds a thousand requests."""

@@ -139,6 +139,8 @@ class Database:
         self._timeout = timeout
         self._queries = read_queries(resources.read_text("sql", "queries.sql"))
         self._pool: aiopg.Pool | None = None
+        # Nobody waits inside aiopg's pool: a connection that comes back dead wakes nobody there (1.4.0, Pool.release).
+        self._slots = asyncio.Semaphore(pool_size)
         self._door = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._down_until = 0.0
@@ -254,22 +256,33 @@ class Database:
         self, query: str, parameters: Mapping[str, object], user: str | None
     ) -> tuple[list[str], list[tuple[object, ...]]]:
         assert self._pool is not None, "Database.open() comes first"
-        connection = await self._acquire(self._pool)
+        # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
+        patience = self._timeout + _GRACE_SECONDS
+        async with self._connection(self._pool) as connection, connection.cursor(timeout=patience) as cursor:
+            self.statements += 1
+            await cursor.execute(
+                _prefix(user, self._timeout) + self._queries[query],
+                {**parameters, "_user": user, "_claims": f'{{"sub": "{user}"}}'},
+            )
+            if cursor.description is None:
+                return [], []
+            columns = [column.name for column in cursor.description]
+            return columns, await cursor.fetchall()
+
+    @contextlib.asynccontextmanager
+    async def _connection(self, pool: aiopg.Pool) -> AsyncIterator[aiopg.Connection]:
+        async with asyncio.timeout(self._timeout):
+            await self._slots.acquire()
         try:
-            # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
-            async with connection.cursor(timeout=self._timeout + _GRACE_SECONDS) as cursor:
-                self.statements += 1
-                await cursor.execute(
-                    _prefix(user, self._timeout) + self._queries[query],
-                    {**parameters, "_user": user, "_claims": f'{{"sub": "{user}"}}'},
-                )
-                if cursor.description is None:
-                    return [], []
-                columns = [column.name for column in cursor.description]
-                return columns, await cursor.fetchall()
+            connection = await self._acquire(pool)
+            try:
+                yield connection
+            finally:
+                # Not awaited: it is released at once, and the rest waits while somebody else connects.
+                with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
+                    pool.release(connection)
         finally:
-            with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
-                await self._pool.release(connection)
+            self._slots.release()
 
     async def _acquire(self, pool: aiopg.Pool) -> aiopg.Connection:
         try:
@@ -277,6 +290,9 @@ class Database:
             async with asyncio.timeout(self._timeout), self._door:
                 self._check_reachable()
                 connection = await pool.acquire()
+        except (AssertionError, RuntimeError) as error:
+            # One that was free died while another was made (aiopg 1.4.0, Pool._acquire); or uvloop refused a descriptor.
+            raise DatabaseUnavailable(f"no connection could be had: {error!r}") from error
         except (psycopg2.Error, OSError, TimeoutError):
             self._failures += 1
             self._down_until = time.monotonic() + back_off_seconds(self._failures)
