@@ -410,6 +410,14 @@ async def test_a_broken_rule_is_told_by_its_name(connect: Open, sql: Sql) -> Non
     assert caught.value.constraint == "terminal_is_final"
 
 
+async def test_a_write_to_a_standby_finds_the_database_unavailable(connect: Open, sql: Sql) -> None:
+    """As after a failover: whoever asks again later may be served."""
+    sql(f"ALTER DATABASE {sql('SELECT current_database()')[0][0]} SET default_transaction_read_only = on")
+    database = await connect()
+    with pytest.raises(DatabaseUnavailable, match="standby"):
+        await database.fetch("register_account", SimpleNamespace, email="alice@example.org", password_hash="")
+
+
 async def test_a_statement_that_makes_no_sense_is_a_storage_error(connect: Open) -> None:
     database = await connect()
     for query in ("nonsense", "divide"):

@@ -81,6 +81,8 @@ def translated_errors() -> Iterator[None]:
         raise ConstraintViolated(str(error).partition("\n")[0], error.diag.constraint_name or "") from error
     except (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, TimeoutError) as error:
         raise DatabaseUnavailable(str(error).strip() or type(error).__name__) from error
+    except psycopg2.errors.ReadOnlySqlTransaction as error:
+        raise DatabaseUnavailable("this server is a standby now, or may not write") from error
     except psycopg2.Error as error:
         raise StorageError(str(error).strip()) from error
 
