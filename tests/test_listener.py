@@ -28,12 +28,13 @@ class Ear:
         self.metrics = Metrics()
         self.database = Database(notify_dsn, pool_size=2, timeout=5)
         self.on_restored: Callable[[], object] = lambda: None
+        self.lost_in_beat = 0
         self.listener = Listener(
             dsn,
             self.database,
             {"news": self.hear, "more_news": self.hear},
             restored=self.restored,
-            lost=lambda: self.events.append("lost"),
+            lost=self.lost,
             heartbeat_seconds=heartbeat_seconds,
             timeout=5,
             metrics=self.metrics,
@@ -48,6 +49,10 @@ class Ear:
     def restored(self) -> None:
         self.events.append("restored")
         self.on_restored()
+
+    def lost(self) -> None:
+        self.events.append("lost")
+        self.lost_in_beat = self.listener.beats
 
     async def begin(self) -> None:
         await self.database.open()
@@ -156,8 +161,10 @@ async def test_a_stopped_backend_is_noticed_by_a_missed_heartbeat(listen: Listen
     ear = await listen(heartbeat_seconds=0.5)
     (pid,) = listening_backends(sql)
     os.kill(pid, signal.SIGSTOP)
+    stopped_in_beat = ear.listener.beats
     try:
         await until(lambda: "lost" in ear.events)
+        assert ear.lost_in_beat <= stopped_in_beat + 1, "within two heartbeats: this one and the next"
         assert not await ear.listener.barrier()
         await until(lambda: ear.events[-1] == "restored")
         sql("NOTIFY news, 'heard by the new connection'")
