@@ -24,6 +24,7 @@ from server.storage.database import (
     login_role,
     read_queries,
     run_directly,
+    translated_errors,
 )
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Sql, execute, until
@@ -416,6 +417,20 @@ async def test_a_write_to_a_standby_finds_the_database_unavailable(connect: Open
     database = await connect()
     with pytest.raises(DatabaseUnavailable, match="standby"):
         await database.fetch("register_account", SimpleNamespace, email="alice@example.org", password_hash="")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        psycopg2.DatabaseError("server closed the connection unexpectedly"),
+        psycopg2.InterfaceError("connection already closed"),
+        ConnectionResetError(),
+        TimeoutError(),
+    ],
+)
+def test_however_a_connection_breaks_the_database_is_unavailable(broken: Exception) -> None:
+    with pytest.raises(DatabaseUnavailable, match=str(broken) or type(broken).__name__), translated_errors():
+        raise broken
 
 
 async def test_a_statement_that_makes_no_sense_is_a_storage_error(connect: Open) -> None:

@@ -84,7 +84,9 @@ def translated_errors() -> Iterator[None]:
     except psycopg2.errors.ReadOnlySqlTransaction as error:
         raise DatabaseUnavailable("this server is a standby now, or may not write") from error
     except psycopg2.Error as error:
-        raise StorageError(str(error).strip()) from error
+        # With no code of Postgres' own, libpq speaks: of a connection that broke before the answer was whole.
+        kind = DatabaseUnavailable if type(error) is psycopg2.DatabaseError and not error.pgcode else StorageError
+        raise kind(str(error).strip()) from error
 
 
 @contextlib.asynccontextmanager
