@@ -275,10 +275,11 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def _connection(self, pool: aiopg.Pool) -> AsyncIterator[aiopg.Connection]:
-        async with asyncio.timeout(self._timeout):
+        deadline = asyncio.get_running_loop().time() + self._timeout  # for a free connection and a new one together
+        async with asyncio.timeout_at(deadline):
             await self._slots.acquire()
         try:
-            connection = await self._acquire(pool)
+            connection = await self._acquire(pool, deadline)
             try:
                 yield connection
             finally:
@@ -288,10 +289,10 @@ class Database:
         finally:
             self._slots.release()
 
-    async def _acquire(self, pool: aiopg.Pool) -> aiopg.Connection:
+    async def _acquire(self, pool: aiopg.Pool, deadline: float) -> aiopg.Connection:
         try:
             # One at a time: those behind a connect that failed are refused at once, instead of each trying for itself.
-            async with asyncio.timeout(self._timeout), self._door:
+            async with asyncio.timeout_at(deadline), self._door:
                 self._check_reachable()
                 connection = await pool.acquire()
         except (AssertionError, RuntimeError) as error:
