@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
@@ -28,6 +29,7 @@ from server.storage.database import (
 )
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Sql, execute, until
+from tests.faults.proxy import proxy_to
 
 QUERIES = {
     "who": "SELECT current_user::text AS who, current_setting('request.jwt.claim.sub', true) AS subject,"
@@ -283,6 +285,19 @@ async def test_a_free_connection_that_dies_while_another_is_made_costs_a_read_no
     await until(lambda: free.closed)
     made.set()
     assert await reader != pid
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone tells")
+async def test_the_kernel_is_told_to_notice_within_three_seconds_that_the_other_end_has_vanished(dsn: str) -> None:
+    """Without a word from either side, and with something sent that nobody acknowledges."""
+    async with proxy_to(dsn) as proxy, connected(proxy.dsn(dsn), 5) as connection:
+        with socket.socket(fileno=os.dup(connection.raw.fileno())) as opened:
+            options = [
+                *((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)),
+                *((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT)),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+            ]
+            assert [opened.getsockopt(*option) for option in options] == [1, 2, 1, 3, 3000]
 
 
 async def test_a_busy_pool_is_not_taken_for_a_database_out_of_reach(connect: Open) -> None:
