@@ -90,6 +90,27 @@ async def test_a_listener_that_is_killed_again_and_again_loses_nothing(
             print_figure("listener killed", kills=kills, descriptors=descriptors, worst_gap_s=gap, **figures)
 
 
+@pytest.mark.parametrize("gaps", [3, pytest.param(100, marks=pytest.mark.slow)])
+async def test_what_is_committed_while_nobody_listens_is_told_as_soon_as_somebody_does(
+    start: Start, enter: Enter, dsn: str, proxy: Proxy, gaps: int
+) -> None:
+    """Nothing else changes these tasks, and no sweep comes: only reading again behind LISTEN tells of them."""
+    person = await begin(start, enter, listen_dsn=proxy.dsn(dsn), sweep_seconds=60)
+    async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+        for gap in range(gaps):
+            proxy.fail()
+            await until(lambda: not scene.listener.healthy)
+            scene.change_all(f"status = 'processing', message = 'gap {gap}'")
+            proxy.recover()
+            await scene.until_held_with(gap + 2)
+        scene.change_all("status = 'completed', result = '/picture'")
+        await scene.pollers.until_done()
+        figures = scene.check()
+        assert not scene.oracle.refusals
+        assert {reply.reason for reply in scene.oracle.replies} <= {"change", "immediate"}
+        print_figure("nobody listens", gaps=gaps, **figures)
+
+
 @dataclass(frozen=True, slots=True)
 class Detection:
     """How a silence was noticed: within how many heartbeats, the one that it began in among them, and after how long.

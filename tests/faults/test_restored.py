@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.conftest import Enter, Person, Start, execute, until
+from tests.conftest import Enter, Person, Start, until
 from tests.faults import postgres
 from tests.faults.load import print_figure, read_states
 from tests.faults.postgres import MortalPostgres
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.scene import CLIENTS, TASKS, Scene, followed_tasks
+from tests.faults.scene import CLIENTS, TASKS, followed_tasks
 
 mortal, dsn = postgres.mortal, postgres.dsn
 
@@ -31,19 +31,6 @@ async def begin(start: Start, enter: Enter, dsn: str) -> Person:
     return await enter(await start(dsn, database={"heartbeat_seconds": 0.25}, polling=polling))
 
 
-def change_all(scene: Scene, columns: str, *, settings: str = "") -> None:
-    """Change every task by one statement."""
-    statement = f"{settings} UPDATE public.image_generations SET {columns} RETURNING task_id, version, status::text"
-    for task_id, version, status in execute(scene.dsn, statement):
-        scene.oracle.committed(task_id, version, status)
-
-
-async def until_held_with(scene: Scene, version: int) -> None:
-    """Wait until every client knows this version of its task, and waits for the next."""
-    everybody = scene.pollers.all
-    await until(lambda: all(each.version == version for each in everybody) and scene.person.held >= len(everybody))
-
-
 async def test_a_database_put_back_from_a_backup_resets_every_client(
     start: Start, enter: Enter, dsn: str, mortal: MortalPostgres
 ) -> None:
@@ -53,15 +40,15 @@ async def test_a_database_put_back_from_a_backup_resets_every_client(
         await mortal.back_up()
         await mortal.come_back()
         for number in (2, 3, 4):
-            change_all(scene, f"status = 'processing', message = 'step {number}'")
-            await until_held_with(scene, number)
+            scene.change_all(f"status = 'processing', message = 'step {number}'")
+            await scene.until_held_with(number)
         unknown = asyncio.create_task(created_and_polled(person))
         await until(lambda: person.held == CLIENTS + 1)
         await mortal.shut_down()
         await mortal.restore()
         await mortal.come_back()
         assert await unknown == 410
-        await until_held_with(scene, 1)
+        await scene.until_held_with(1)
         resets = {reply.client for reply in scene.oracle.replies if reply.reason == "reset"}
         assert len(resets) == CLIENTS
         async with scene.updates():
@@ -83,13 +70,13 @@ async def test_another_state_under_a_number_that_a_crash_took_back_is_told(
     """Progress is committed without waiting for the disk: clients may know of a version that never was."""
     person = await begin(start, enter, proxy.dsn(dsn))
     async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
-        change_all(scene, "status = 'processing'", settings="SET synchronous_commit = off;")
-        await until_held_with(scene, 2)
+        scene.change_all("status = 'processing'", settings="SET synchronous_commit = off;")
+        await scene.until_held_with(2)
         proxy.fail()  # until it is all over the server sees nothing, or clients would be told of version 1 in between
         await mortal.crash()
         await mortal.come_back()
         assert set(read_states(dsn, scene.task_ids).values()) == {(1, "pending")}, "nothing was lost: no test"
-        change_all(scene, "status = 'completed', result = '/picture'")
+        scene.change_all("status = 'completed', result = '/picture'")
         proxy.recover()
         await scene.pollers.until_done()
         figures = scene.check()
