@@ -106,7 +106,7 @@ async def test_a_database_that_crashes_under_load_fails_no_poll_and_is_found_aga
         print_figure("database crashed", crashes=crashes, recovery_s=round(max(recoveries), 2), **errors, **figures)
 
 
-@pytest.mark.parametrize("outage_seconds", [3, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("outage_seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 async def test_without_a_database_polls_are_held_and_time_out_as_ever(
     start: Start, enter: Enter, dsn: str, mortal: MortalPostgres, proxy: Proxy, outage_seconds: float
 ) -> None:
