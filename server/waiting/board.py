@@ -25,6 +25,7 @@ UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 _PATIENCE_SECONDS: Final = 0.5  # for reading anew what is known, while the listener isn't healthy
 _LONGEST_VERSION: Final = 19  # digits of a bigint
+_SLICE: Final = 256
 
 
 class Snapshot(Protocol):
@@ -54,6 +55,13 @@ class Snapshot(Protocol):
 S = TypeVar("S", bound=Snapshot)
 
 
+class Follower(Protocol):
+    """Somebody who is told of every change of a task: an `asyncio.Event`, or what looks like one."""
+
+    def set(self) -> None:
+        """Be told."""
+
+
 class Watched(Generic[S]):
     """One task that is watched, or was lately."""
 
@@ -68,7 +76,7 @@ class Watched(Generic[S]):
         self.settled = 0
         self.watchers = 0
         self._event: asyncio.Event | None = None
-        self._followers: set[asyncio.Event] | None = None
+        self._followers: set[Follower] | None = None
 
     @property
     def stale(self) -> bool:
@@ -87,21 +95,29 @@ class Watched(Generic[S]):
         event, self._event = self._event, None
         if event is not None:
             event.set()
-        for follower in self._followers or ():
-            follower.set()
+        if self._followers is not None:
+            _tell(list(self._followers))
 
-    def follow(self, event: asyncio.Event) -> None:
-        """Have an Event set at every change: that of somebody who waits for many tasks at once."""
+    def follow(self, follower: Follower) -> None:
+        """Have somebody told of every change, until `unfollow`; a crowd is told in slices, so not all at once."""
         if self._followers is None:
             self._followers = set()
-        self._followers.add(event)
+        self._followers.add(follower)
 
-    def unfollow(self, event: asyncio.Event) -> None:
-        """Set that Event no more."""
+    def unfollow(self, follower: Follower) -> None:
+        """Tell that one no more."""
         if self._followers is not None:
-            self._followers.discard(event)
+            self._followers.discard(follower)
             if not self._followers:
                 self._followers = None
+
+
+def _tell(followers: list[Follower]) -> None:
+    for follower in followers[:_SLICE]:
+        follower.set()
+    if len(followers) > _SLICE:
+        # Who asks for something else meanwhile must not wait until a crowd of thousands has its answers.
+        asyncio.get_running_loop().call_soon(_tell, followers[_SLICE:])
 
 
 class _Batch(Generic[S]):
@@ -165,18 +181,27 @@ class Board(Generic[S]):
 
     @contextlib.contextmanager
     def watch(self, task_id: str) -> Iterator[Watched[S]]:
+        """Watch a task while the block runs, as `enter` and `leave` do."""
+        watched = self.enter(task_id)
+        try:
+            yield watched
+        finally:
+            self.leave(watched)
+
+    def enter(self, task_id: str) -> Watched[S]:
         """Watch a task; what is known of it is kept up to date until the last watcher leaves, and a while longer."""
         watched = self._tasks.get(task_id)
         if watched is None:
             watched = self._tasks[task_id] = Watched(task_id)
         watched.watchers += 1
         self._idle.pop(task_id, None)
-        try:
-            yield watched
-        finally:
-            watched.watchers -= 1
-            if not watched.watchers:
-                self._retire(watched)
+        return watched
+
+    def leave(self, watched: Watched[S]) -> None:
+        """Watch it no longer. Once for each `enter`."""
+        watched.watchers -= 1
+        if not watched.watchers:
+            self._retire(watched)
 
     async def current(self, watched: Watched[S], *, anew: bool = False) -> S | None:
         """Return the task's state as of this call or later, or None if there is no such task: no query if it is fresh.

@@ -126,7 +126,9 @@ class Storage:
 
 
 class Scene:
-    """A board that runs, polls that can be asked, and a storage to play with."""
+    """A board that runs, polls that can be asked, and a storage to play with. `parks`: which way polls are held."""
+
+    parks = False
 
     def __init__(self, *, linger_seconds: float = LINGER_SECONDS, batch_size: int = 1000, **caps: int) -> None:
         self.metrics = Metrics()
@@ -166,7 +168,19 @@ class Scene:
     ) -> asyncio.Task[Answer[State]]:
         """Begin a poll."""
         question = Question(task_id, user, version, seconds, **rest)
-        return asyncio.create_task(self.polling.answer(question))
+        return asyncio.create_task(self.park(question) if self.parks else self.polling.answer(question))
+
+    async def park(self, question: Question) -> Answer[State]:
+        """Answer a poll that is held without a task; what is told to the parked poll is the answer of this one."""
+        answer: asyncio.Future[Answer[State]] = asyncio.get_running_loop().create_future()
+        found = await self.polling.answer_or_park(question, answer.set_result)
+        if isinstance(found, Answer):
+            return found
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            found.abandon()
+            raise
 
     async def hold(self, task_id: str = "t", version: int | None = None, **rest: Any) -> asyncio.Task[Answer[State]]:
         """Begin a poll and let it go on until it is held."""
@@ -207,8 +221,14 @@ async def playing(scene: Scene) -> AsyncIterator[Scene]:
     assert scene.waiters.users == 0
 
 
+@pytest.fixture(params=["coroutine", "parked"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold polls in the one way and in the other: both keep the same promises."""
+    monkeypatch.setattr(Scene, "parks", request.param == "parked")
+
+
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene(path: None) -> AsyncIterator[Scene]:
     """A board that runs and one task, `t`, of version 1."""
     async with playing(Scene()) as scene:
         scene.storage.put("t")

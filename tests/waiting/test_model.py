@@ -30,9 +30,10 @@ SEEN, UNNAMED, NEWEST = "what I saw", "none", "what another server told me"
 
 @dataclass
 class Client:
-    """Polls one task, one poll after the other, and remembers what it was told."""
+    """Polls one task, one poll after the other, and remembers what it was told. Some are held without a task."""
 
     task_id: str
+    parks: bool = False
     version: int = 0
     poll: asyncio.Task[Answer[State]] | None = None
     named: int | None = None
@@ -132,7 +133,8 @@ class World:
         newest = row.version if row else client.version
         client.named = {SEEN: client.version, UNNAMED: None, NEWEST: newest}[naming]
         question = Question(client.task_id, "alice", client.named, seconds, until)
-        client.poll = self.loop.create_task(self.scene.polling.answer(question))
+        hold = self.scene.park if client.parks else self.scene.polling.answer
+        client.poll = self.loop.create_task(hold(question))
         client.poll.add_done_callback(lambda poll: self.answered.append((client, poll)))
 
     @staticmethod
@@ -260,7 +262,7 @@ async def play(seed: int, steps: int) -> None:
     """Play one world: several things happen within one turn of the loop, or between two."""
     chance = random.Random(seed)
     world = World(asyncio.get_running_loop())
-    world.clients = [Client(chance.choice(TASKS)) for _ in range(4)]
+    world.clients = [Client(chance.choice(TASKS), parks) for parks in (False, True, False, True)]
     world.start()
     world.connect()
     world.prove()
@@ -302,7 +304,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner(loop_factory=ClockworkLoop)
         self.world = World(self.runner.get_loop())
-        self.world.clients = [Client(task_id) for task_id in TASKS for _ in range(2)]
+        self.world.clients = [Client(task_id, parks) for task_id in TASKS for parks in (False, True)]
         self.world.start()
         self.world.connect()
         self.world.prove()
