@@ -24,6 +24,8 @@ from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import Worker, worker_name
 from server.handlers.tasks import result_url
 from server.metrics import Metrics
+from server.observing import Observer
+from server.parking import Parking
 from server.rates import Rates
 from server.routes import ROUTES
 from server.storage.database import Database
@@ -51,9 +53,10 @@ def build_app(config: Config, dsn: str) -> web.Application:
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
     sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
     rates = _rates(config)
+    observer = Observer(metrics, config.logging, lambda: database.clock_offset)
     app = web.Application(
         middlewares=[
-            middlewares.observe(metrics, config.logging),
+            middlewares.observe(observer),
             middlewares.guard(clients, rates),
             aiohttp_session.session_middleware(CookieSessions(sessions, secure=is_https(config))),
         ],
@@ -62,7 +65,7 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
-    app[keys.RATES] = rates
+    app[keys.RATES], app[keys.OBSERVER] = rates, observer
     app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
     app.add_routes(ROUTES)
     _add_templates(app)
@@ -140,6 +143,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
         metrics=metrics,
     )
     app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
+    app[keys.PARKING] = Parking(app[keys.OBSERVER], waiters, enabled=polling.park)
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[WORKERS] = tuple(workers)
@@ -205,6 +209,7 @@ async def wait_until_heard(listener: Listener) -> None:
 async def _release_waiters(app: web.Application) -> None:
     # Without this, stopping takes as long as the longest hold.
     app[keys.WAITERS].drain(0)
+    app[keys.PARKING].close()
 
 
 async def log_metrics(metrics: Metrics, every_seconds: float) -> None:

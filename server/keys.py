@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
@@ -10,13 +9,15 @@ from aiohttp import web
 from server.background import Background
 from server.config import Config
 from server.metrics import Metrics
+from server.observing import Observer, Trace
+from server.parking import Parking
 from server.rates import Rates
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.sessions import Sessions
 from server.storage.tasks import OwnTasks, Task
-from server.storage.users import User, Users
+from server.storage.users import Users
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
@@ -24,6 +25,8 @@ from server.waiting.waiters import Waiters
 
 CONFIG: Final = web.AppKey("config", Config)
 METRICS: Final = web.AppKey("metrics", Metrics)
+OBSERVER: Final = web.AppKey("observer", Observer)
+PARKING: Final = web.AppKey("parking", Parking)
 BACKGROUND: Final = web.AppKey("background", Background)
 DATABASE: Final = web.AppKey("database", Database)
 LISTENER: Final = web.AppKey("listener", Listener)
@@ -37,17 +40,6 @@ USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 RATES: Final = web.AppKey("rates", Rates)
-
-
-@dataclass(slots=True)
-class Trace:
-    """What the one log line of a request will say, filled in on the way."""
-
-    request_id: str
-    user: User | None = None
-    task_id: str | None = None
-    outcome: str | None = None
-    held_seconds: float = 0.0
 
 
 TRACE: Final = web.RequestKey("trace", Trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 import time
@@ -11,7 +12,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server import config, logs
+from server import logs
 from server.clients import Clients
 from server.errors import (
     CrossOrigin,
@@ -22,50 +23,47 @@ from server.errors import (
     Problem,
     Unavailable,
 )
-from server.keys import TRACE, Trace
+from server.keys import TRACE, WAITERS
 from server.metrics import Metrics
+from server.observing import STATUS_OF_NOBODY, Observer, Trace
+from server.parking import CONNECTION, PARKED
 from server.rates import Rates
 from server.replies import problem_reply
+from server.wire import PRIVATE, REQUEST_ID, SECURITY_HEADERS
 
-_POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
 _RULES: Final = {
     "/api/auth/login": "login",
     "/api/auth/register": "register",
     "/api/generate": "create",
     "/api/generate_advanced": "create",
 }
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
-
-_SECURITY_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-}
 
 
-def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitable[web.StreamResponse]]:
+def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Return the outermost middleware: gives a request its id, its reply, its log line and its place in the metrics."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         trace = request[TRACE] = Trace(secrets.token_hex(8))
-        started = time.perf_counter()
-        status = 499  # the client has gone, and nobody reads the reply
+        status = STATUS_OF_NOBODY
+        response: web.StreamResponse | None = None
         try:
-            response = await _reply(request, handler, metrics)
+            response = await _reply(request, handler, observer.metrics)
             status = response.status
+        except asyncio.CancelledError:
+            if CONNECTION in request:
+                request[CONNECTION].abandon()  # parked, but somebody between us and the handler had to wait
+            raise
         finally:
-            seconds = time.perf_counter() - started
-            _measure(request, trace, status, seconds, metrics)
-            _log(request, trace, status, seconds, logging)
+            if response is not PARKED:
+                seconds = time.perf_counter() - trace.started
+                observer.request_finished(trace, request.method, _route(request), request.path, status, seconds)
+        if response is PARKED:
+            return response  # its connection will do the rest when it is answered
         if request.content.exception() is not None:
             response.force_close()  # what follows in a broken body can't be told from a next request
+        if request.app[WAITERS].draining:
+            response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
         _complete(response, trace.request_id, _route(request))
         return response
 
@@ -110,43 +108,16 @@ def _complete(response: web.StreamResponse, request_id: str, route: str) -> None
     if response.prepared:
         return
     headers = response.headers
-    headers["X-Request-Id"] = request_id
-    for name, value in _SECURITY_HEADERS.items():
+    headers[REQUEST_ID] = request_id
+    for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
-    headers.setdefault("Cache-Control", "no-cache" if route == "/static" else "private, no-store")
+    headers.setdefault("Cache-Control", "no-cache" if route == "/static" else PRIVATE)
 
 
 def _route(request: web.Request) -> str:
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "unknown"
-
-
-def _measure(request: web.Request, trace: Trace, status: int, seconds: float, metrics: Metrics) -> None:
-    route = _route(request)
-    method = request.method if request.method in _METHODS else "other"  # strangers must not invent time series
-    metrics.requests.labels(route, method, status).inc()
-    metrics.request_seconds.labels(route).observe(seconds - trace.held_seconds)
-
-
-def _log(request: web.Request, trace: Trace, status: int, seconds: float, logging: config.Logging) -> None:
-    route = _route(request)
-    if route in _QUIET_ROUTES and status < 400:
-        return
-    if trace.outcome == "timeout" and random.random() >= logging.timeout_sample:
-        return
-    logs.log.info(
-        logs.POLL_FINISHED if route in _POLL_ROUTES else logs.REQUEST_FINISHED,
-        request_id=trace.request_id,
-        method=request.method,
-        path=request.path,
-        status=status,
-        user_id=trace.user.user_id if trace.user else None,
-        task_id=trace.task_id,
-        outcome=trace.outcome,
-        held_ms=round(trace.held_seconds * 1000, 1),
-        took_ms=round((seconds - trace.held_seconds) * 1000, 1),
-    )
 
 
 def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:

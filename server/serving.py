@@ -20,6 +20,7 @@ from server.background import Background
 from server.config import Config
 from server.errors import ConfigurationError
 from server.metrics import Metrics
+from server.parking import KEEPALIVE_SECONDS, PollServer
 from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
@@ -98,15 +99,28 @@ async def _migrate(config: Config, dsn: str) -> list[str]:
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return what runs the application, wherever its sockets come from."""
-    app.on_response_prepare.append(_ask_to_leave)
-    return web.AppRunner(
+    return _Runner(
         app,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
         logger=server_logger(app[keys.METRICS]),
-        keepalive_timeout=75.0,
+        keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=5.0,
     )
+
+
+class _Runner(web.AppRunner):
+    """Runs the application with handlers whose connections can be parked."""
+
+    async def _make_server(self) -> PollServer:
+        made = await super()._make_server()
+        return PollServer(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,  # noqa: SLF001 - aiohttp makes it, and has no way to make another kind
+            **made._kwargs,  # noqa: SLF001
+        )
 
 
 @contextlib.asynccontextmanager
@@ -170,13 +184,6 @@ def _take_queue(listening: socket.socket) -> list[socket.socket]:
             queued.append(listening.accept()[0])
             queued[-1].setblocking(False)
     return queued
-
-
-async def _ask_to_leave(request: web.Request, response: web.StreamResponse) -> None:
-    # Whoever has no idle connection to a process that stops can't send a request just as it is closed.
-    if request.app[keys.WAITERS].draining:
-        response.force_close()
-        response.headers["Connection"] = "close"
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:

@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
 from server.keys import CONFIG
-from server.replies import JSON
+from server.poll_replies import JSON
 
 T = TypeVar("T")
 

@@ -1,0 +1,97 @@
+"""How the answer to a poll looks: status, headers and body, whichever way they are sent."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import orjson
+
+from server.errors import Problem, TaskDeleted, TaskNotFound
+from server.storage.tasks import Task
+from server.waiting.polling import Answer
+from server.waiting.waiters import Reason
+
+JSON: Final = "application/json"
+PROBLEM_JSON: Final = "application/problem+json"
+# Milliseconds after which to ask again, at random between the two, so that clients spread out.
+_RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """What a client said about how it wants its answer.
+
+    `preferred_wait`: the seconds of a `Prefer: wait` that was heeded. `tagged_version`: that of an `If-None-Match`
+    which stands for the `version` parameter.
+    """
+
+    preferred_wait: float | None = None
+    tagged_version: int | None = None
+
+
+PLAIN: Final = Manner()
+
+
+def compose(task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> tuple[int, dict[str, str], bytes | None]:
+    """Return status, headers and body; the state's JSON is made once for all who waited for it."""
+    held = answer.held_seconds
+    headers = {
+        "ETag": f'"{task.task_id}.{task.version}"',
+        "X-Task-Version": str(task.version),
+        "Server-Timing": f"hold;dur={held * 1000:.1f}",
+    }
+    if manner.preferred_wait is not None:
+        headers["Preference-Applied"] = f"wait={manner.preferred_wait:g}"
+    # Any other reason must be read by the client, and a 304 has no body to say it in.
+    if manner.tagged_version == task.version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
+        return 304, headers, None
+    headers["Content-Type"] = JSON
+    poll = describe_poll(answer.reason, changed=answer.changed, held_seconds=held, finished=task.terminal)
+    return 200, headers, b'{"data":%b,"poll":%b}' % (task.data, orjson.dumps(poll))
+
+
+def describe_poll(reason: Reason, *, changed: bool, held_seconds: float, finished: bool) -> dict[str, object]:
+    """Return the contract's `poll`: why this answer came now, and what to do next."""
+    low, high = _RETRY_AFTER_MS.get(reason, (0, 0))
+    return {
+        "reason": reason,
+        "changed": changed,
+        "waitedMs": round(held_seconds * 1000),
+        "next": "stop" if finished or reason is Reason.SUPERSEDED else "again",
+        "retryAfterMs": random.randint(low, high) if high else 0,
+    }
+
+
+def missing(answer: Answer[Task]) -> Problem:
+    """Return what to tell of a task that isn't there: deleted while it was awaited, or never there for this user."""
+    return TaskDeleted() if answer.deleted else TaskNotFound()
+
+
+def outcome(answer: Answer[Task]) -> str:
+    """Return the name under which this answer is counted."""
+    if answer.snapshot is None:
+        return "deleted" if answer.deleted else "not_found"
+    return answer.reason.value
+
+
+def compose_problem(problem: Problem, request_id: str) -> tuple[int, dict[str, str], bytes | None]:
+    """Return status, headers and body for what can't be answered."""
+    return problem.status, {"Content-Type": PROBLEM_JSON}, describe_problem(problem, request_id)
+
+
+def describe_problem(problem: Problem, request_id: str) -> bytes:
+    """Return the JSON of a problem (RFC 9457); `error` is what the guide's clients read."""
+    members: dict[str, object] = {
+        "type": f"urn:longpoll:problem:{problem.code}",
+        "title": problem.title,
+        "status": problem.status,
+        "instance": request_id,
+        "code": problem.code,
+        "error": problem.title,
+    }
+    if problem.detail:
+        members["detail"] = problem.detail
+    return orjson.dumps(members)
