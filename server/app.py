@@ -53,16 +53,18 @@ def build_app(config: Config, dsn: str) -> web.Application:
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
     sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
     rates = _rates(config)
+    cookies = CookieSessions(sessions, secure=is_https(config))
     observer = Observer(metrics, config.logging, lambda: database.clock_offset)
     app = web.Application(
         middlewares=[
             middlewares.observe(observer),
             middlewares.guard(clients, rates),
-            aiohttp_session.session_middleware(CookieSessions(sessions, secure=is_https(config))),
+            aiohttp_session.session_middleware(cookies),
         ],
         client_max_size=64 * 1024,
     )
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
+    app[keys.COOKIE_SESSIONS] = cookies
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.RATES], app[keys.OBSERVER] = rates, observer
@@ -143,8 +145,8 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
         metrics=metrics,
     )
     app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
-    app[keys.PARKING] = Parking(app[keys.OBSERVER], waiters, enabled=polling.park)
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
+    app[keys.PARKING] = Parking(app[keys.OBSERVER], app[keys.POLLING], sessions, app[keys.RATES], enabled=polling.park)
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[WORKERS] = tuple(workers)
     metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))

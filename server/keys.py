@@ -8,6 +8,7 @@ from aiohttp import web
 
 from server.background import Background
 from server.config import Config
+from server.cookies import CookieSessions
 from server.metrics import Metrics
 from server.observing import Observer, Trace
 from server.parking import Parking
@@ -38,6 +39,7 @@ TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
+COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 RATES: Final = web.AppKey("rates", Rates)
 

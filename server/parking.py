@@ -3,13 +3,15 @@
 What aiohttp keeps of a request that is under way (a task with its frames, the request, the parser) is about 9 KB, and
 none of it is needed while nothing happens. So the router, the middlewares and the handler run as ever, up to the moment
 at which the poll has to wait. Then the handler returns `PARKED`. Where aiohttp would write that reply, the transport
-is moved to a `ParkedConnection`, and everything of aiohttp's is let go. Whatever ends the poll calls the connection,
-which writes the reply in one piece. The first bytes of the next request go to a fresh handler of aiohttp's.
+is moved to a `Connection`, and everything of aiohttp's is let go. Whatever ends the poll calls the connection, which
+writes the reply in one piece. What the client sends next is a request for aiohttp, or the same poll asked again.
 
-    bytes ──▶ aiohttp's handler ──▶ middlewares ──▶ handlers/status ──▶ PARKED.prepare()
-                     ▲                                                        │ set_protocol
-                     │ first bytes of the next request                        ▼
-                     └───────────────────────────────────────────── ParkedConnection ◀── change, deadline, drain, …
+    accept ──▶ Connection (idle) ──first bytes──▶ PollHandler ──▶ middlewares ──▶ handlers/status
+                  ▲      │  ▲                                                         │ PARKED.prepare()
+                  │      │  └── the same poll, ──┐                                    │ set_protocol
+                  │      └───── a newer version ─┴──▶ Connection (holds a poll) ◀─────┘
+                  └──────────────── reply ─────────────────┘      ▲
+                                                                  └── change, deadline, drain, …
 
 A request that this doesn't fit (TLS, HTTP/1.0, `Connection: close`, a body, more requests behind it) is held by its
 coroutine, which waits for the same board and keeps the same promises.
@@ -18,43 +20,350 @@ coroutine, which waits for the same board and keeps the same promises.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
+import secrets
 import ssl
 import time
-from typing import Final
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 from aiohttp.web_protocol import RequestHandler
 
-from server import logs, poll_replies, wire
-from server.errors import Problem
+from server import logs, poll_replies, repeats, wire
+from server.errors import Problem, TooManyRequests
 from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
 from server.poll_replies import Manner
+from server.rates import Rates
+from server.repeats import Repeatable
+from server.storage.sessions import Sessions
 from server.storage.tasks import Task
-from server.waiting.deadlines import Deadlines
-from server.waiting.polling import Answer, ParkedPoll
-from server.waiting.waiters import Waiters
+from server.waiting.polling import Answer, ParkedPoll, Polling, Question
 
 STATUS_ROUTE: Final = "/api/generate/status"
 KEEPALIVE_SECONDS: Final = 75.0
 # Requests that a client sends without waiting for the answer to its poll; beyond, it is read no further.
 _MOST_EARLY_BYTES: Final = 64 * 1024
+# How many requests may be begun in one turn of the loop.
+_BEGUN_AT_ONCE: Final = 32
+_END_OF_HEAD: Final = b"\r\n\r\n"
+
+
+class Parking:
+    """All connections that aiohttp doesn't serve just now, and what they need to serve themselves."""
+
+    def __init__(
+        self, observer: Observer, polling: Polling[Task], sessions: Sessions, rates: Rates, *, enabled: bool
+    ) -> None:
+        """Join those whom a request would meet on its way, for the polls that are asked again."""
+        self.observer = observer
+        self.polling = polling
+        self.sessions = sessions
+        self.rates = rates
+        self._enabled = enabled
+        self._idle: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: deque[Connection] = deque()
+
+    @property
+    def closing(self) -> bool:
+        """Whether this process stops: nothing more is parked, and connections end with their answers."""
+        return self.polling.waiters.draining
+
+    @property
+    def newcomers(self) -> int:
+        """How many connections have never asked anything."""
+        return sum(connection.is_new for connection in self._idle)
+
+    def admits(self, request: web.Request) -> bool:
+        """Whether this request may be held without its coroutine."""
+        handler, transport = request.protocol, request.transport
+        return (
+            self._enabled
+            and not self.closing
+            and isinstance(handler, PollHandler)
+            and handler.is_done_reading
+            and request.method == "GET"
+            and request.version == HttpVersion11
+            and request.keep_alive
+            and not request.body_exists
+            and transport is not None
+            and not transport.get_write_buffer_size()
+            and not isinstance(transport.get_extra_info("sslcontext"), ssl.SSLContext)
+        )
+
+    def connection(self, request: web.Request) -> Connection:
+        """Return what will hold an admitted request, once it has a poll and the handler has returned `PARKED`."""
+        return Connection(self, _handler(request).server)
+
+    @staticmethod
+    def bytes_of(request: web.Request) -> bytes:
+        """Return the bytes of an admitted request if they are known, else nothing."""
+        return _handler(request).only_request
+
+    def begin_idling(self, connection: Connection) -> None:
+        """Close the connection if nothing comes for long. One timer for all: they stand in the order of their ends."""
+        loop = asyncio.get_running_loop()
+        self._idle[connection] = end = loop.time() + KEEPALIVE_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_at(end, self._close_the_oldest)
+
+    def end_idling(self, connection: Connection) -> None:
+        """Leave the connection open."""
+        self._idle.pop(connection, None)
+
+    def hand_over(self, connection: Connection) -> None:
+        """Let aiohttp have the connection, in its turn."""
+        self._queue.append(connection)
+        if len(self._queue) == 1:
+            asyncio.get_running_loop().call_soon(self._hand_over_some)
+
+    def _hand_over_some(self) -> None:
+        # A crowd that comes at once would have all of aiohttp's objects made at once, and memory once taken is kept.
+        loop = asyncio.get_running_loop()
+        for _ in range(min(len(self._queue), _BEGUN_AT_ONCE)):
+            loop.call_soon(self._queue.popleft().proceed)
+        if self._queue:
+            loop.call_soon(self._hand_over_some)
+
+    def close(self) -> None:
+        """Close every connection that waits for a request; those with a poll are closed as they are answered."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._idle):
+            connection.close()
+
+    def _close_the_oldest(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for connection, end in list(self._idle.items()):
+            if end > loop.time():
+                self._timer = loop.call_at(end, self._close_the_oldest)
+                return
+            connection.close()
+
+
+@dataclass(slots=True)
+class Again:
+    """What must be known to answer the same poll again: the bytes it was, whose it was, and what they asked."""
+
+    request: Repeatable
+    credential: str
+    question: Question
+
+
+class Connection(asyncio.Protocol):
+    """A connection without a request: new, or parked with a poll, or waiting for what its client asks next."""
+
+    __slots__ = (
+        "_again",
+        "_early",
+        "_manner",
+        "_parking",
+        "_poll",
+        "_server",
+        "_trace",
+        "_transport",
+        "_writing_paused",
+    )
+
+    def __init__(self, parking: Parking, server: PollServer) -> None:
+        """Begin without a transport: the event loop brings it, or `take_over`."""
+        self._parking = parking
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._poll: ParkedPoll[Task] | None = None
+        self._trace: Trace | None = None
+        self._manner = poll_replies.PLAIN
+        self._again: Again | None = None
+        self._early = b""
+        self._writing_paused = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was ever asked here."""
+        return self._again is None and self._trace is None and not self._early
+
+    # What holds a poll -------------------------------------------------------------------------------------------------
+
+    def hold(self, poll: ParkedPoll[Task], trace: Trace, manner: Manner, again: Again | None) -> None:
+        """Wait for this poll's answer, of which it tells `answer`. `again`: how to know the poll when it comes again."""
+        self._poll, self._trace, self._manner, self._again = poll, trace, manner, again
+
+    def take_over(self, handler: PollHandler) -> None:
+        """Take the transport from aiohttp's handler; if the client has just left, the poll ends here."""
+        transport = handler.transport
+        if transport is None or transport.is_closing():
+            self._end_unheard()
+            return
+        self._transport = transport
+        transport.set_protocol(self)
+        handler.let_go()
+
+    def abandon(self) -> None:
+        """Have the poll forgotten: its client has gone."""
+        poll, self._poll = self._poll, None
+        if poll is not None and self._trace is not None:
+            self._parking.observer.poll_finished(self._trace, CLIENT_GONE, poll.abandon())
+
+    def _end_unheard(self) -> None:
+        self.abandon()
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            self._finish(trace, STATUS_OF_NOBODY)
+
+    # The answer --------------------------------------------------------------------------------------------------------
+
+    def answer(self, answer: Answer[Task]) -> None:
+        """Write the reply, and wait for the next request or close."""
+        self._poll = None
+        trace, transport = self._trace, self._transport
+        assert trace is not None, "answered once"
+        assert transport is not None, "parked"
+        self._trace = None
+        close = self._parking.closing
+        transport.write(self._reply(answer, trace, close=close))
+        if close:
+            transport.close()
+            return
+        self._parking.begin_idling(self)
+        if self._early:
+            self._parking.hand_over(self)
+
+    def _reply(self, answer: Answer[Task], trace: Trace, *, close: bool) -> bytes:
+        outcome = poll_replies.outcome(answer)
+        try:
+            if answer.snapshot is None:
+                reply = poll_replies.compose_problem(poll_replies.missing(answer), trace.request_id)
+            else:
+                reply = poll_replies.compose(answer.snapshot, answer, self._manner)
+        except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
+            self._parking.observer.metrics.crashes.inc()
+            logs.log.error(logs.REQUEST_CRASHED, request_id=trace.request_id, path=STATUS_ROUTE, exc_info=error)
+            reply = poll_replies.compose_problem(Problem(), trace.request_id)
+        changed = (answer.snapshot,) if answer.snapshot is not None and answer.changed else ()
+        self._parking.observer.poll_finished(trace, outcome, answer.held_seconds, changed)
+        self._finish(trace, reply[0])
+        return wire.reply_bytes(*reply, request_id=trace.request_id, close=close)
+
+    def _finish(self, trace: Trace, status: int) -> None:
+        seconds = time.perf_counter() - trace.started
+        self._parking.observer.request_finished(trace, "GET", STATUS_ROUTE, STATUS_ROUTE, status, seconds)
+
+    # The next request --------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what comes before the answer; what comes after it is the same poll again, or a request for aiohttp."""
+        if self._poll is None and not self._early and self._ask_again(data):
+            return
+        if self._poll is None and not self._early:
+            self._parking.hand_over(self)
+        self._early += data
+        if len(self._early) > _MOST_EARLY_BYTES and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _ask_again(self, data: bytes) -> bool:
+        """Hold the poll if it is the last one with another version, and still nothing but waiting will do."""
+        again, parking = self._again, self._parking
+        if again is None or self._writing_paused:
+            return False
+        found = repeats.read(data)
+        if found is None or found[0] != again.request:
+            return False
+        user = parking.sessions.recall(again.credential)
+        if user is None or user.user_id != again.question.user_id:
+            return False
+        with contextlib.suppress(TooManyRequests):
+            parking.rates.check_poll(user.user_id)
+            question = dataclasses.replace(again.question, version=found[1])
+            poll = parking.polling.park_at_once(question, self.answer)
+            if poll is not None:
+                parking.end_idling(self)
+                self._poll, self._trace = poll, Trace(secrets.token_hex(8), user, question.task_id)
+                return True
+        return False
+
+    def proceed(self) -> None:
+        """Give the connection to a handler of aiohttp's, with what has come."""
+        transport = self._transport
+        if self._writing_paused or transport is None or transport.is_closing():
+            return  # a client that doesn't read its answers has no more requests heard
+        handler = self._server.handler()
+        self._parking.end_idling(self)
+        early, self._early = self._early, b""
+        self._transport = self._again = None
+        transport.resume_reading()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
+        handler.data_received(early)
+
+    # What the transport tells ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._parking.begin_idling(self)
+
+    def pause_writing(self) -> None:
+        """Hand nothing over while the client doesn't read: aiohttp's handler must begin with an empty buffer."""
+        self._writing_paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on with what has come meanwhile."""
+        self._writing_paused = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+        if self._poll is None and self._early:
+            self._parking.hand_over(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Let the poll go, or stop waiting for a request."""
+        self._transport = None
+        self._parking.end_idling(self)
+        self._end_unheard()
+
+    def close(self) -> None:
+        """Close: no request has come for long, or the process stops."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+# What aiohttp must know of it ------------------------------------------------------------------------------------------
 
 
 class PollHandler(RequestHandler):
-    """aiohttp's handler of one connection, which also knows whether its parser has swallowed part of a next request."""
+    """aiohttp's handler of a connection, which also knows whether its parser has swallowed part of a next request."""
 
-    __slots__ = ("_ends_whole",)
+    __slots__ = ("_chunks", "_last_chunk", "server")
+
+    def __init__(self, server: PollServer, **options: object) -> None:
+        """Begin as aiohttp's does."""
+        super().__init__(server, **options)  # type: ignore[arg-type]
+        self.server = server
+        self._chunks = 0
+        self._last_chunk = b""
 
     def data_received(self, data: bytes) -> None:
-        """Hand the bytes to the parser. A request without a body ends with an empty line, so nothing came behind it."""
-        self._ends_whole = data.endswith(b"\r\n\r\n")
+        """Hand the bytes to the parser. A request without a body ends with an empty line, and nothing is behind it."""
+        self._chunks += 1
+        self._last_chunk = data
         super().data_received(data)
 
     @property
     def is_done_reading(self) -> bool:
         """Whether the request in hand is all that has been read: the connection may go elsewhere."""
-        return self._ends_whole and not self._messages and not self._upgraded and not self._force_close
+        ends = self._last_chunk.endswith(_END_OF_HEAD)
+        return ends and not self._messages and not self._upgraded and not self._force_close
+
+    @property
+    def only_request(self) -> bytes:
+        """The bytes of the request in hand if they came in one piece and are all that ever came here; else nothing."""
+        return self._last_chunk if self._chunks == 1 and self._request_count == 1 else b""
 
     def let_go(self) -> None:
         """Forget the connection, which somebody else has taken: `start` then ends and closes nothing.
@@ -70,10 +379,25 @@ class PollHandler(RequestHandler):
 
 
 class PollServer(web.Server):
-    """Makes a handler for each connection, and for each request on a connection that was parked."""
+    """aiohttp's server, whose connections begin without one of its handlers: it is made when first bytes come."""
 
-    def __call__(self) -> PollHandler:
-        """Return a handler."""
+    def __init__(self, made: web.Server, parking: Parking) -> None:
+        """Be what aiohttp has made for its application."""
+        super().__init__(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,  # noqa: SLF001 - aiohttp has no way to make another kind
+            **made._kwargs,  # noqa: SLF001
+        )
+        self._parking = parking
+
+    def __call__(self) -> Connection:  # type: ignore[override]
+        """Return the protocol of a new connection."""
+        return Connection(self._parking, self)
+
+    def handler(self) -> PollHandler:
+        """Return a handler for a connection on which bytes have come."""
         return PollHandler(self, loop=self._loop, **self._kwargs)
 
 
@@ -86,199 +410,18 @@ class _Parked(web.StreamResponse):
         return False
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Take the connection over."""
-        request[CONNECTION].take_over(request.protocol)
+        """Hand the connection over."""
+        request[CONNECTION].take_over(_handler(request))
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Write nothing: the reply comes later, and from elsewhere."""
 
 
-class Parking:
-    """Where connections are parked. Knows what may be, and those that wait for their client's next request."""
-
-    def __init__(self, observer: Observer, waiters: Waiters, *, enabled: bool) -> None:
-        """Count and log what is answered with this observer; close what is answered once the waiters are draining."""
-        self.observer = observer
-        self.enabled = enabled
-        self.idle = Deadlines()
-        self._waiters = waiters
-
-    @property
-    def closing(self) -> bool:
-        """Whether this process stops: nothing more is parked, and connections end with their answers."""
-        return self._waiters.draining
-
-    def admits(self, request: web.Request) -> bool:
-        """Whether this request may be held without its coroutine."""
-        handler, transport = request.protocol, request.transport
-        return (
-            self.enabled
-            and not self.closing
-            and isinstance(handler, PollHandler)
-            and handler.is_done_reading
-            and request.method == "GET"
-            and request.version == HttpVersion11
-            and request.keep_alive
-            and not request.body_exists
-            and transport is not None
-            and not transport.get_write_buffer_size()
-            and not _is_encrypted(transport)
-        )
-
-    def close(self) -> None:
-        """Close every connection that waits for a request; those with a poll are closed as they are answered."""
-        for connection in list(self.idle):
-            connection.expire()
+def _handler(request: web.BaseRequest) -> PollHandler:
+    handler = request.protocol
+    assert isinstance(handler, PollHandler), "admitted"
+    return handler
 
 
-def _is_encrypted(transport: asyncio.Transport) -> bool:
-    return isinstance(transport.get_extra_info("sslcontext"), ssl.SSLContext)
-
-
-class ParkedConnection(asyncio.Protocol):
-    """A connection with a poll that waits, or, once that is answered, one that waits for its client's next request."""
-
-    __slots__ = (
-        "_early",
-        "_manner",
-        "_parking",
-        "_poll",
-        "_server",
-        "_slot",
-        "_trace",
-        "_transport",
-        "_writing_paused",
-    )
-
-    def __init__(self, parking: Parking, trace: Trace, manner: Manner) -> None:
-        """Begin without a transport: `take_over` brings it, within the same turn of the loop."""
-        self._parking = parking
-        self._trace: Trace | None = trace
-        self._manner = manner
-        self._poll: ParkedPoll[Task] | None = None
-        self._transport: asyncio.Transport | None = None
-        self._server: PollServer | None = None
-        self._early = b""
-        self._slot = 0
-        self._writing_paused = False
-
-    def hold(self, poll: ParkedPoll[Task]) -> None:
-        """Wait for this poll's answer, of which it tells `answer`."""
-        self._poll = poll
-
-    def take_over(self, handler: asyncio.BaseProtocol) -> None:
-        """Take the transport from aiohttp's handler; if the client has just left, the poll ends here."""
-        assert isinstance(handler, PollHandler), "admitted"
-        transport, manager = handler.transport, handler._manager  # noqa: SLF001 - aiohttp has no other way to ask
-        if transport is None or transport.is_closing() or not isinstance(manager, PollServer):
-            self._end_unheard()
-            return
-        self._transport, self._server = transport, manager
-        transport.set_protocol(self)
-        handler.let_go()
-
-    # The answer --------------------------------------------------------------------------------------------------------
-
-    def answer(self, answer: Answer[Task]) -> None:
-        """Write the reply, and wait for the next request or close."""
-        self._poll = None
-        trace, self._trace = self._trace, None
-        assert trace is not None, "answered once"
-        assert self._transport is not None, "parked"
-        close = self._parking.closing
-        self._transport.write(self._reply(answer, trace, close=close))
-        if close:
-            self._transport.close()
-        elif self._early:
-            self._proceed()
-        else:
-            self._slot = self._parking.idle.add(self, KEEPALIVE_SECONDS)
-
-    def _reply(self, answer: Answer[Task], trace: Trace, *, close: bool) -> bytes:
-        observer = self._parking.observer
-        try:
-            if answer.snapshot is None:
-                status, headers, body = poll_replies.compose_problem(poll_replies.missing(answer), trace.request_id)
-            else:
-                status, headers, body = poll_replies.compose(answer.snapshot, answer, self._manner)
-            outcome = poll_replies.outcome(answer)
-        except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
-            observer.metrics.crashes.inc()
-            logs.log.error(logs.REQUEST_CRASHED, request_id=trace.request_id, path=STATUS_ROUTE, exc_info=error)
-            status, headers, body = poll_replies.compose_problem(Problem(), trace.request_id)
-            outcome = "crashed"
-        changed = (answer.snapshot,) if answer.snapshot is not None and answer.changed else ()
-        observer.poll_finished(trace, outcome, answer.held_seconds, changed)
-        self._finish(trace, status)
-        return wire.reply_bytes(status, headers, body, request_id=trace.request_id, close=close)
-
-    def abandon(self) -> None:
-        """Have the poll forgotten: its client has gone."""
-        poll, self._poll = self._poll, None
-        if poll is not None and self._trace is not None:
-            self._parking.observer.poll_finished(self._trace, CLIENT_GONE, poll.abandon())
-
-    def _end_unheard(self) -> None:
-        self.abandon()
-        trace, self._trace = self._trace, None
-        if trace is not None:
-            self._finish(trace, STATUS_OF_NOBODY)
-
-    def _finish(self, trace: Trace, status: int) -> None:
-        seconds = time.perf_counter() - trace.started
-        self._parking.observer.request_finished(trace, "GET", STATUS_ROUTE, STATUS_ROUTE, status, seconds)
-
-    # The next request --------------------------------------------------------------------------------------------------
-
-    def data_received(self, data: bytes) -> None:
-        """Keep what comes before the answer; what comes after it goes to a handler of aiohttp's."""
-        self._early += data
-        if self._poll is None:
-            self._proceed()
-        elif len(self._early) > _MOST_EARLY_BYTES and self._transport is not None:
-            self._transport.pause_reading()
-
-    def _proceed(self) -> None:
-        self._stop_idling()
-        transport, server = self._transport, self._server
-        if self._writing_paused or transport is None or server is None or transport.is_closing():
-            return  # a client that doesn't read its answers has no more requests heard
-        early, self._early = self._early, b""
-        self._transport = None
-        transport.resume_reading()
-        handler = server()
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
-        handler.data_received(early)
-
-    def _stop_idling(self) -> None:
-        if self._slot:
-            self._parking.idle.remove(self, self._slot)
-            self._slot = 0
-
-    def expire(self) -> None:
-        """Close: no request has come for long, or the process stops."""
-        if self._transport is not None:
-            self._transport.close()
-
-    # What else the transport tells -------------------------------------------------------------------------------------
-
-    def pause_writing(self) -> None:
-        """Read nothing while the client doesn't read: the next handler must begin with an empty buffer."""
-        self._writing_paused = True
-
-    def resume_writing(self) -> None:
-        """Go on with what has come meanwhile."""
-        self._writing_paused = False
-        if self._poll is None and self._early:
-            self._proceed()
-
-    def connection_lost(self, _error: Exception | None) -> None:
-        """Let the poll go, or stop waiting for a request."""
-        self._transport = None
-        self._stop_idling()
-        self._end_unheard()
-
-
-CONNECTION: Final = web.RequestKey("parked connection", ParkedConnection)
+CONNECTION: Final = web.RequestKey("parked connection", Connection)
 PARKED: Final = _Parked()

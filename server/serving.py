@@ -113,14 +113,7 @@ class _Runner(web.AppRunner):
     """Runs the application with handlers whose connections can be parked."""
 
     async def _make_server(self) -> PollServer:
-        made = await super()._make_server()
-        return PollServer(
-            made.request_handler,
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            loop=made._loop,  # noqa: SLF001 - aiohttp makes it, and has no way to make another kind
-            **made._kwargs,  # noqa: SLF001
-        )
+        return PollServer(await super()._make_server(), self.app[keys.PARKING])
 
 
 @contextlib.asynccontextmanager
@@ -171,7 +164,7 @@ async def _close_port(runner: web.AppRunner, port: asyncio.Server, tls: ssl.SSLC
     await asyncio.gather(*accepting, return_exceptions=True)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_FIRST_REQUEST_SECONDS):
-            while not all(connection._request_count for connection in server.connections):  # noqa: SLF001
+            while runner.app[keys.PARKING].newcomers:
                 await asyncio.sleep(0.01)
 
 

@@ -12,12 +12,13 @@ from typing import Final
 import orjson
 from aiohttp import web
 
+from server import repeats
 from server.errors import BadRequest, TaskIdRequired
 from server.handlers import parameters
-from server.identity import signed_in_user
+from server.identity import credential, signed_in_user
 from server.keys import BATCH_POLLING, CONFIG, OBSERVER, PARKING, POLLING, RATES, TRACE
 from server.observing import CLIENT_GONE
-from server.parking import CONNECTION, PARKED, ParkedConnection
+from server.parking import CONNECTION, PARKED, Again
 from server.poll_replies import PLAIN, Manner, compose, describe_poll, missing, outcome
 from server.replies import json_reply
 from server.storage.tasks import Task
@@ -52,13 +53,21 @@ async def _answer_or_park(request: web.Request, question: Question, manner: Mann
     parking, polling = request.app[PARKING], request.app[POLLING]
     if not parking.admits(request):
         return await polling.answer(question)
-    connection = ParkedConnection(parking, request[TRACE], manner)
+    connection = parking.connection(request)
     found = await polling.answer_or_park(question, connection.answer)
     if isinstance(found, Answer):
         return found
-    connection.hold(found)
+    connection.hold(found, request[TRACE], manner, _again(request, question))
     request[CONNECTION] = connection
     return None
+
+
+def _again(request: web.Request, question: Question) -> Again | None:
+    """Return how to know this poll when it comes again, if it is one that can be known."""
+    found, secret_key = repeats.read(request.app[PARKING].bytes_of(request)), credential(request)
+    if found is None or secret_key is None or found[1] != question.version:
+        return None
+    return Again(found[0], secret_key, question)
 
 
 async def batch(request: web.Request) -> web.Response:

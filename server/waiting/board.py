@@ -215,6 +215,11 @@ class Board(Generic[S]):
         await self.refresh([watched], anew=anew)
         return watched.snapshot
 
+    def recall(self, task_id: str) -> Watched[S] | None:
+        """Return what is known of a task if that is fresh: somebody has watched it lately, and nothing is in doubt."""
+        watched = self._tasks.get(task_id)
+        return watched if watched is not None and not self._stopped and self._is_fresh(watched) else None
+
     async def refresh(self, tasks: Sequence[Watched[S]], *, anew: bool = False) -> None:
         """Bring what is known of these up to this moment, as `current` does for one; they share their reads."""
         if self._stopped:

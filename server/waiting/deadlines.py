@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import Iterator
 from typing import Protocol
 
 GRAIN_SECONDS = 0.1
@@ -32,9 +30,6 @@ class Deadlines:
 
     def __len__(self) -> int:
         return sum(len(slot) for slot in self._slots.values())
-
-    def __iter__(self) -> Iterator[Expiring]:
-        return itertools.chain.from_iterable(self._slots.values())
 
     def add(self, waiter: Expiring, seconds: float) -> int:
         """Expire the waiter in that many seconds at the latest; returns the slot to be given to `remove`."""

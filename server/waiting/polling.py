@@ -91,6 +91,16 @@ class Polling(Generic[S]):
             # Nothing is awaited between the look and the parking: no change can come between the two.
             return ParkedPoll(self, question, watched, found, tell)
 
+    def park_at_once(self, question: Question, tell: Callable[[Answer[S]], None]) -> ParkedPoll[S] | None:
+        """Park a poll for which there is surely nothing new; None if that takes a read, or there is an answer now."""
+        watched = self.board.recall(question.task_id)
+        seen = watched.snapshot if watched is not None else None
+        if watched is None or seen is None or seen.user_id != question.user_id:
+            return None
+        if self._reason_not_to_wait(question, seen) is not None:
+            return None
+        return ParkedPoll(self, question, watched, seen, tell)
+
     async def _look(self, question: Question, watched: Watched[S]) -> Answer[S] | S:
         """Return the answer, or the state that the client must wait to see changed."""
         snapshot = await self.board.current(watched)
