@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from server.waiting.board import Board, Snapshot, Watched
+from server.waiting.board import Board
 from server.waiting.waiters import Reason, Waiters
+from server.waiting.watched import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 

@@ -15,121 +15,40 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
+from server.waiting.watched import SLICE, Snapshot, Watched
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 _PATIENCE_SECONDS: Final = 0.5  # for reading anew what is known, while the listener isn't healthy
 _LONGEST_VERSION: Final = 19  # digits of a bigint
-_SLICE: Final = 256
-
-
-class Snapshot(Protocol):
-    """What the board must know of a task's state; the rest is its reader's."""
-
-    @property
-    def task_id(self) -> str:
-        """The name clients use."""
-
-    @property
-    def user_id(self) -> str:
-        """The owner."""
-
-    @property
-    def version(self) -> int:
-        """Grows with every visible change."""
-
-    @property
-    def status(self) -> str:
-        """For those who wait for nothing less than a new status."""
-
-    @property
-    def terminal(self) -> bool:
-        """Whether this state is final."""
 
 
 S = TypeVar("S", bound=Snapshot)
 
 
-class Follower(Protocol):
-    """Somebody who is told of every change of a task: an `asyncio.Event`, or what looks like one."""
-
-    def set(self) -> None:
-        """Be told."""
-
-
-class Watched(Generic[S]):
-    """One task that is watched, or was lately."""
-
-    __slots__ = ("_event", "_followers", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
-
-    def __init__(self, task_id: str) -> None:
-        """Begin with knowing nothing."""
-        self.task_id = task_id
-        self.snapshot: S | None = None
-        self.known = False
-        self.doubts = 1
-        self.settled = 0
-        self.watchers = 0
-        self._event: asyncio.Event | None = None
-        self._followers: set[Follower] | None = None
-
-    @property
-    def stale(self) -> bool:
-        """Whether anything was heard of the task since the read began that told what we know."""
-        return self.settled < self.doubts
-
-    @property
-    def event(self) -> asyncio.Event:
-        """The Event of the next change. Take it before comparing, wait on it after."""
-        if self._event is None:
-            self._event = asyncio.Event()
-        return self._event
-
-    def release(self) -> None:
-        """Wake everybody who waits for a change: the Event is taken out and set, never cleared."""
-        event, self._event = self._event, None
-        if event is not None:
-            event.set()
-        if self._followers is not None:
-            _tell(list(self._followers))
-
-    def follow(self, follower: Follower) -> None:
-        """Have somebody told of every change, until `unfollow`; a crowd is told in slices, so not all at once."""
-        if self._followers is None:
-            self._followers = set()
-        self._followers.add(follower)
-
-    def unfollow(self, follower: Follower) -> None:
-        """Tell that one no more."""
-        if self._followers is not None:
-            self._followers.discard(follower)
-            if not self._followers:
-                self._followers = None
-
-
-def _tell(followers: list[Follower]) -> None:
-    for follower in followers[:_SLICE]:
-        follower.set()
-    if len(followers) > _SLICE:
-        # Who asks for something else meanwhile must not wait until a crowd of thousands has its answers.
-        asyncio.get_running_loop().call_soon(_tell, followers[_SLICE:])
-
-
 class _Batch(Generic[S]):
     """Tasks that will be read together, and how that went."""
 
-    __slots__ = ("done", "error", "repairing", "tasks")
+    __slots__ = ("done", "doubts", "error", "found", "repairing", "tasks")
 
     def __init__(self) -> None:
         self.tasks: dict[str, Watched[S]] = {}
         self.repairing: set[str] = set()
+        self.doubts: dict[str, int] = {}
+        self.found: dict[str, S] = {}
         self.done = asyncio.Event()
         self.error: StorageError | None = None
+
+    def fail(self, error: StorageError) -> None:
+        """Tell those who wait for it that it won't come, unless it has."""
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
 
 
 class Board(Generic[S]):
@@ -161,6 +80,7 @@ class Board(Generic[S]):
         self._tasks: dict[str, Watched[S]] = {}
         self._idle: dict[str, float] = {}
         self._batches: deque[_Batch[S]] = deque()
+        self._told: asyncio.Queue[_Batch[S]] = asyncio.Queue(1)
         self._wanted = asyncio.Event()
         self._relisten = asyncio.Event()
         self._stopped = False
@@ -175,6 +95,7 @@ class Board(Generic[S]):
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_for_ever(), name="board reads")
+                group.create_task(self._tell_for_ever(), name="board tells")
                 group.create_task(self._sweep_for_ever(), name="board sweep")
         finally:
             self._stop()
@@ -304,6 +225,7 @@ class Board(Generic[S]):
             batch = self._batches.popleft()
             if await self._read_batch(batch):
                 failures = 0
+                await self._pass_on(batch)  # the next read needn't wait until all have been told
                 continue
             await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
             failures += 1
@@ -312,28 +234,43 @@ class Board(Generic[S]):
                     self._enqueue(watched, repairing=watched.task_id in batch.repairing)
 
     async def _read_batch(self, batch: _Batch[S]) -> bool:
-        doubts = {task_id: watched.doubts for task_id, watched in batch.tasks.items()}  # those that this read settles
+        batch.doubts = {task_id: watched.doubts for task_id, watched in batch.tasks.items()}  # which this read settles
         self._metrics.board_reads.inc()
         try:
-            found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
-            for task_id, watched in batch.tasks.items():
-                watched.settled = doubts[task_id]
-                self._apply(watched, found.get(task_id), repairing=task_id in batch.repairing)
+            batch.found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
         except BaseException as error:
-            batch.error = error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}")
+            batch.fail(error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}"))
             logs.log.warning(logs.READ_FAILED, tasks=len(batch.tasks), error=str(error))
             if batch.error is not error:
                 raise
-        finally:
-            batch.done.set()
         return batch.error is None
+
+    async def _pass_on(self, batch: _Batch[S]) -> None:
+        try:
+            await self._told.put(batch)
+        except asyncio.CancelledError:
+            batch.fail(_stopped())
+            raise
+
+    async def _tell_for_ever(self) -> None:
+        while True:
+            batch = await self._told.get()
+            try:
+                for number, (task_id, watched) in enumerate(batch.tasks.items(), 1):
+                    watched.settled = batch.doubts[task_id]
+                    self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
+                    if not number % SLICE:
+                        await asyncio.sleep(0)  # somebody else's turn, and the next read's
+                batch.done.set()
+            finally:
+                batch.fail(_stopped())  # unless it is done
 
     def _stop(self) -> None:
         self._stopped = True
+        while not self._told.empty():
+            self._told.get_nowait().fail(_stopped())
         while self._batches:
-            batch = self._batches.popleft()
-            batch.error = _stopped()
-            batch.done.set()
+            self._batches.popleft().fail(_stopped())
 
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known

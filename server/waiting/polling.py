@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from server.waiting.board import Board, Snapshot, Watched
+from server.waiting.board import Board
 from server.waiting.waiters import Hold, Reason, Waiters
+from server.waiting.watched import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 
