@@ -11,10 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-import psycopg2
 import pytest
 from psycopg2.extensions import make_dsn
 
@@ -23,8 +22,10 @@ from server.config import Config
 from server.doctor import Deployment, Report, Site, Verdict, examine
 from server.storage.embedded import EmbeddedPostgres
 from server.storage.migrations import read_migrations
-from tests.conftest import Person, Sql, Start, database_of, execute, until
+from tests.conftest import Person, Sql, Start, execute, until
+from tests.pooler import pooler
 from tests.processes import server_process
+from tests.programs import program
 
 ROOT = Path(__file__).resolve().parent.parent
 NOWHERE = "host=127.0.0.1 port=1 dbname=none"
@@ -158,18 +159,16 @@ async def test_listening_in_another_database_is_told(dsn: str, postgres: Embedde
     assert "give database.listen_dsn a direct or session-mode connection" in line
 
 
-async def test_a_transaction_pooler_is_named(dsn: str, config: Config, data_folder: Path) -> None:
-    with pooler(data_folder, dsn, "transaction") as pooled:
-        await until(lambda: answers(pooled))
+async def test_a_transaction_pooler_is_named(dsn: str, config: Config) -> None:
+    with pooler(dsn) as pooled:
         silent = await examined(pooled, config.replace(database={"timeout_seconds": 0.5}))
         direct = await examined(pooled, config.replace(database={"listen_dsn": dsn}))
     assert "a transaction pooler (PgBouncer, Supavisor) stands in between" in failure(silent, "listen")
     assert not direct.wrong
 
 
-async def test_a_pooler_in_session_mode_does_no_harm(dsn: str, config: Config, data_folder: Path) -> None:
-    with pooler(data_folder, dsn, "session") as pooled:
-        await until(lambda: answers(pooled))
+async def test_a_pooler_in_session_mode_does_no_harm(dsn: str, config: Config) -> None:
+    with pooler(dsn, "session") as pooled:
         assert not (await examined(pooled, config)).wrong
 
 
@@ -477,14 +476,6 @@ async def test_a_poll_that_is_never_answered_is_told(
     assert "nothing had come after " in line
 
 
-def program(name: str, package: str) -> str:
-    """Return where a program is; without it a test is skipped, but not in CI."""
-    found = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
-    if found is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {name}: apt-get install -y {package}")
-    return str(found)
-
-
 NGINX = """
 daemon off; master_process off; pid {folder}/pid; error_log stderr;
 events {{}}
@@ -601,45 +592,3 @@ def test_the_reply_to_a_held_poll_is_judged(answer: doctor._Reply, verdict: Verd
     finding = doctor.judge_hold(answer, 30)
     assert finding.verdict is verdict
     assert text in finding.sentence
-
-
-# --- a pooler
-
-PGBOUNCER = """
-[databases]
-* = host={host} port=5432 user=postgres
-[pgbouncer]
-listen_addr =
-unix_socket_dir = {folder}
-listen_port = 6432
-auth_type = any
-pool_mode = {mode}
-{user}
-"""
-
-
-@contextmanager
-def pooler(data_folder: Path, dsn: str, mode: str) -> Iterator[str]:
-    """Run PgBouncer between us and this database; gives the DSN that leads through it."""
-    command = program("pgbouncer", "pgbouncer")
-    parts = psycopg2.extensions.parse_dsn(dsn)
-    folder = Path(tempfile.mkdtemp(dir=data_folder))
-    user = ""
-    if os.geteuid() == 0:  # it refuses to be root
-        user = "user = nobody"
-        shutil.chown(folder, "nobody")
-    path = folder / "pgbouncer.ini"
-    path.write_text(PGBOUNCER.format(host=parts["host"], folder=folder, mode=mode, user=user))
-    process = subprocess.Popen([command, "-q", str(path)], stderr=subprocess.DEVNULL)
-    try:
-        yield database_of(make_dsn(dsn, host=str(folder), port=6432), parts["dbname"])
-    finally:
-        process.kill()
-        process.wait()
-
-
-def answers(dsn: str) -> bool:
-    try:
-        return bool(execute(dsn, "SELECT 1"))
-    except psycopg2.OperationalError:
-        return False
