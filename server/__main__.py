@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from server import config, logs, serving
+from server import config, descriptors, logs, serving
 from server.doctor import examination
 from server.errors import ServerError
 from server.storage.embedded import EmbeddedPostgres
@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             return _make_certificate(options)
         settings = config.load(_config_file(options.config), os.environ)
         logs.configure(settings.logging)
+        descriptors.raise_limit()
         with _postgres(settings) as (dsn, where):
             if options.command == "doctor":
                 return asyncio.run(examination.run(settings, dsn, options.url))

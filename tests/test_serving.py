@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -139,6 +140,17 @@ def test_a_migration_that_was_edited_stops_the_start_with_one_sentence(tmp_path:
     assert server.wait() == 1
     assert server.said.startswith(f"error: {name} was edited after it had been applied to this database; undo the edit")
     assert "Traceback" not in server.said
+
+
+def test_a_server_may_open_as_many_files_as_the_hard_limit_allows(tmp_path: Path, dsn: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))  # which children inherit
+    try:
+        with server_process(tmp_path, database__dsn=dsn, generation__workers=0) as server:
+            assert server.url
+            assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture

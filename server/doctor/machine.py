@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from typing import Final
 
+from server import descriptors
 from server.doctor.deployment import Deployment
 from server.doctor.report import Finding, failed, ok
 
@@ -16,15 +15,11 @@ async def check_descriptors(deployment: Deployment) -> Finding:
     """Compare the limit of file descriptors with the polls that may be held: each is a connection."""
     held = deployment.config.polling.max_held
     beside = deployment.config.database.pool_size + 1 + _BESIDE_POLLS
-    soft, hard = (
-        sys.maxsize if limit == resource.RLIM_INFINITY else limit
-        for limit in resource.getrlimit(resource.RLIMIT_NOFILE)
-    )
-    if held + beside <= soft:
+    allowed = descriptors.raise_limit()
+    if held + beside <= allowed:
         return ok(f"there are enough for {held} held polls (polling.max_held)")
-    first = f"raise the hard limit of {hard} as root, then " if held + beside > hard else ""
-    instead = f", or set polling.max_held to {soft - beside}" if soft > beside else ""
+    instead = f", or set polling.max_held to {allowed - beside}" if allowed > beside else ""
     return failed(
-        f"{held} held polls (polling.max_held) need {held + beside} file descriptors, and {soft} are allowed here",
-        f"{first}start the server after `ulimit -n {held + beside}` (systemd: LimitNOFILE={held + beside}){instead}",
+        f"{held} held polls (polling.max_held) need {held + beside} file descriptors, and {allowed} are allowed here",
+        f"as root, start the server after `ulimit -Hn {held + beside}` (systemd: LimitNOFILE={held + beside}){instead}",
     )
