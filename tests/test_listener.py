@@ -54,9 +54,10 @@ class Ear:
         self.running = asyncio.create_task(self.listener.run())
 
     async def end(self) -> None:
-        if self.running is not None:
+        # Again and again, as Background does: until Python 3.12, wait_for() may swallow a cancellation.
+        while self.running is not None and not self.running.done():
             self.running.cancel()
-            await asyncio.wait([self.running])
+            await asyncio.wait([self.running], timeout=0.1)
         await self.database.close()
 
     @property
