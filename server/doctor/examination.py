@@ -54,7 +54,7 @@ async def examine(deployment: Deployment, report: Report, checks: Sequence[Check
         report.begin(check.name)
         missing = [name for name in check.needs if name not in sound]
         found = (
-            skipped(f"not looked at until {' and '.join(missing)} is ok") if missing else await _look(check, deployment)
+            skipped(f"looked at when this is ok: {', '.join(missing)}") if missing else await _look(check, deployment)
         )
         if found.verdict in {Verdict.OK, Verdict.WARNING}:
             sound.add(check.name)

@@ -20,7 +20,7 @@ async def test_a_postgres_that_is_not_there_is_one_failure(examined: Examine) ->
     examination = await examined(NOWHERE, database={"dsn": NOWHERE})
     assert "database.dsn can't be reached: " in examination.failure("database")
     assert examination.named("ok") == ["descriptors"]
-    assert examination["clock"] == "skipped  not looked at until database is ok."
+    assert examination["clock"] == "skipped  looked at when this is ok: database."
 
 
 async def test_what_is_malformed_is_not_shown_for_it_may_hold_a_password(examined: Examine) -> None:

@@ -54,7 +54,7 @@ async def test_a_check_is_skipped_until_what_it_needs_is_sound() -> None:
         check("c", ok("fine"), "b"),
         check("d", ok("fine")),
     )
-    assert examination["b"] == "skipped  not looked at until a is ok."
+    assert examination["b"] == "skipped  looked at when this is ok: a."
     assert examination.named("skipped") == ["b", "c"]
     assert examination.named("ok") == ["d"]
 

@@ -75,7 +75,10 @@ async def test_nginx_that_gives_up_before_the_hold_ends_is_told(examined: Examin
     assert "wait for 35 s or longer: proxy_read_timeout (nginx), timeout server (HAProxy)" in said
 
 
-async def test_nginx_that_holds_replies_back_is_told(examined: Examine, in_front: InFront) -> None:
+async def test_nginx_that_holds_replies_back_is_told(
+    examined: Examine, in_front: InFront, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "_LATE_SECONDS", 1.0)
     async with in_front("limit_rate 450;") as url:
         said = (await examined(url=url, polling=SHORT)).failure("hold")
     assert " s after the server had sent it: something in front buffers it" in said
