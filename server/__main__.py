@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from server import config, doctor, logs, serving
+from server import config, descriptors, logs, serving
+from server.doctor import examination
 from server.errors import ServerError
 from server.storage.embedded import EmbeddedPostgres
 
@@ -21,11 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "certificate":
             return _make_certificate(options)
-        if options.command == "doctor":
-            return _examine(options)
         settings = config.load(_config_file(options.config), os.environ)
         logs.configure(settings.logging)
+        descriptors.raise_limit()
         with _postgres(settings) as (dsn, where):
+            if options.command == "doctor":
+                return asyncio.run(examination.run(settings, dsn, options.url))
             return asyncio.run(_COMMANDS[options.command](settings, dsn, where))
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -45,11 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="run everything: Postgres if none is configured, migrations, web server, workers")
     commands.add_parser("worker", help="run workers only; as many processes of them as you like")
     commands.add_parser("migrate", help="bring the schema up to date, and stop")
-    examination = commands.add_parser(
-        "doctor", help="check a deployment: settings, Postgres, limits, the proxy in front"
-    )
-    examination.add_argument("--url", help="the site as browsers see it, such as https://pictures.example.org")
-    examination.add_argument("--token", help="a user's bearer token, to hold a poll of one of their unfinished tasks")
+    look = commands.add_parser("doctor", help="check a deployment: Postgres, limits, and what stands in front")
+    look.add_argument("--url", default="", help="the site as browsers see it, such as https://pictures.example.org")
     certificate = commands.add_parser("certificate", help="make a self-signed certificate, to try https with")
     certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
     certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
@@ -74,25 +73,6 @@ def _postgres(settings: config.Config) -> Iterator[tuple[str, str]]:
     # Before any thread is started: it ends with the thread that started it, and that is to be the main one.
     with EmbeddedPostgres(Path(database.data_dir).absolute(), postgres_bin=postgres_bin) as embedded:
         yield embedded.dsn, f"in {embedded.location.data}"
-
-
-def _examine(options: argparse.Namespace) -> int:
-    report, file = doctor.Report(sys.stdout), _config_file(options.config)
-    try:
-        settings = config.load(file, os.environ)
-    except ServerError as error:
-        report.add("settings", doctor.failed(str(error), "correct it; config.toml lists every setting"))
-        return report.close()
-    report.add("settings", doctor.ok(f"read from {file or 'nowhere, so these are the defaults'}, and the environment"))
-    with contextlib.ExitStack() as stack:
-        try:
-            dsn, _ = stack.enter_context(_postgres(settings))
-        except (ServerError, OSError) as error:
-            report.add("database", doctor.failed(str(error), "mend what this says, or set database.dsn"))
-            dsn = ""
-        site = doctor.Site(options.url, options.token) if options.url else None
-        asyncio.run(doctor.examine(report, doctor.Deployment(settings, dsn), site))
-    return report.close()
 
 
 def _make_certificate(options: argparse.Namespace) -> int:

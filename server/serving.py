@@ -188,6 +188,7 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     if not config.server.tls_certificate:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # some Pythons leave that to the system
     try:
         context.load_cert_chain(config.server.tls_certificate, config.server.tls_key)
     except (OSError, ssl.SSLError) as error:

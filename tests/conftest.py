@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from server import keys, logs, serving
+from server import descriptors, keys, logs, serving
 from server.app import build_app
 from server.config import Config
 from server.storage.embedded import EmbeddedPostgres
@@ -31,6 +31,12 @@ _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"
 # Passwords of tests need no protection, and a server hashes one at each start.
 _CHEAP_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def enough_descriptors() -> None:
+    """As the server does at its start: some tests hold thousands of connections."""
+    descriptors.raise_limit()
 
 
 @pytest.fixture(scope="session")

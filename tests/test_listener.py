@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import time
@@ -53,10 +52,14 @@ class Ear:
         await self.database.open()
         self.running = asyncio.create_task(self.listener.run())
 
-    async def end(self) -> None:
-        if self.running is not None:
+    async def cancel(self) -> None:
+        # Again and again, as Background does: until Python 3.12, wait_for() may swallow a cancellation.
+        while self.running is not None and not self.running.done():
             self.running.cancel()
-            await asyncio.wait([self.running])
+            await asyncio.wait([self.running], timeout=0.1)
+
+    async def end(self) -> None:
+        await self.cancel()
         await self.database.close()
 
     @property
@@ -267,10 +270,7 @@ async def test_a_database_that_is_not_there_is_tried_again(
 async def test_a_canceled_listener_leaves_nothing(listen: Listen, sql: Sql, *, healthy: bool) -> None:
     before = asyncio.all_tasks()
     ear = await listen(heartbeat_seconds=0.05, healthy=healthy)
-    assert ear.running is not None
-    ear.running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await ear.running
+    await ear.cancel()
     assert not ear.listener._sending
     assert not ear.listener.healthy
     await until(lambda: not ear.database.busy)

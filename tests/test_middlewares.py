@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -261,6 +262,22 @@ async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(
     assert len(cookies) == 2
     for secret in (password, wrong, token, *cookies, "nobody's business"):
         assert secret not in said
+
+
+async def test_the_time_that_a_poll_was_held_is_logged_apart_from_the_work(
+    start: Start, enter: Enter, lines: Lines
+) -> None:
+    polling = {"hold_seconds": 0.5, "jitter_seconds": 0.0}
+    alice = await enter(await start(polling=polling, logging={"timeout_sample": 1.0}))
+    task_id = await alice.create()
+    begun = time.perf_counter()
+    body = await alice.status(task_id, version=1)
+    whole_ms = (time.perf_counter() - begun) * 1000
+    (line,) = (line for line in lines if line["event"] == logs.POLL_FINISHED)
+    assert line["outcome"] == body["poll"]["reason"] == "timeout"
+    assert line["held_ms"] == pytest.approx(body["poll"]["waitedMs"], abs=1)
+    assert line["held_ms"] > 250  # a hold may end early, never late
+    assert 0 < line["took_ms"] <= whole_ms - line["held_ms"]
 
 
 async def test_what_is_not_http_is_counted_and_refused(alice: Person, lines: Lines) -> None:
