@@ -31,6 +31,7 @@ from server.routes import ROUTES
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
+from server.storage.notification_queue import NotificationQueue
 from server.storage.sessions import Sessions
 from server.storage.tasks import BoardTasks, Cleaning, OwnTasks, WorkQueue
 from server.storage.users import Users
@@ -179,6 +180,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         background.start("board", app[keys.BOARD].run())
         await wait_until_heard(app[keys.LISTENER])
         background.start("metrics", log_metrics(app[keys.METRICS], config.logging.snapshot_seconds))
+        background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run())
         background.start("cleaning", _clean_now_and_then(Cleaning(database), app[keys.IMAGES]))
         workers = app[WORKERS]
         for number, worker in enumerate(workers, 1):
@@ -189,6 +191,12 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         app[keys.USERS].close()
         app[UPLOADS].close()
         await database.close()
+
+
+def _watched_queue(database: Database, metrics: Metrics) -> NotificationQueue:
+    queue = NotificationQueue(database)
+    metrics.gauge("longpoll_notification_queue_usage", "Share of it in use, asked each minute", lambda: queue.usage)
+    return queue
 
 
 async def wait_until_heard(listener: Listener) -> None:

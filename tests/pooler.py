@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -21,9 +22,9 @@ _SETTINGS = """
 [databases]
 * = host={host} port={port} user={user}
 [pgbouncer]
-listen_addr =
-unix_socket_dir = {folder}
-listen_port = 6432
+listen_addr = 127.0.0.1
+unix_socket_dir =
+listen_port = {pooler_port}
 auth_type = any
 pool_mode = {mode}
 max_client_conn = 1000
@@ -37,18 +38,23 @@ def pooler(dsn: str, mode: str = "transaction") -> Iterator[str]:
     database = {"host": "127.0.0.1", "port": "5432", "user": "postgres"} | parse_dsn(dsn)
     with tempfile.TemporaryDirectory(prefix="longpoll-pooler-", dir="/tmp") as folder:
         settings = Path(folder, "pgbouncer.ini")
-        settings.write_text(_SETTINGS.format_map({**database, "folder": folder, "mode": mode}))
+        pooled = make_dsn(dsn, host="127.0.0.1", port=_free_port())
+        settings.write_text(_SETTINGS.format(**database, pooler_port=parse_dsn(pooled)["port"], mode=mode))
         if os.geteuid() == 0:  # it refuses to be root
             shutil.chown(folder, "nobody")
             command += ["--user", "nobody"]
         process = subprocess.Popen([*command, settings], stdin=subprocess.DEVNULL)
         try:
-            pooled = make_dsn(dsn, host=folder, port=6432)
             _wait_until_open(pooled, process)
             yield pooled
         finally:
             process.kill()
             process.wait()
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
 
 
 def _wait_until_open(dsn: str, process: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from types import SimpleNamespace
@@ -16,9 +17,19 @@ import psycopg2
 import pytest
 
 from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, StorageError
-from server.storage.database import Database, Role, connected, login_role, read_queries, run_directly
+from server.storage.database import (
+    Database,
+    Role,
+    back_off_seconds,
+    connected,
+    login_role,
+    read_queries,
+    run_directly,
+    translated_errors,
+)
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Sql, execute, until
+from tests.faults.proxy import proxy_to
 
 QUERIES = {
     "who": "SELECT current_user::text AS who, current_setting('request.jwt.claim.sub', true) AS subject,"
@@ -237,6 +248,67 @@ async def test_a_connection_that_dies_under_a_statement_is_told_at_once(connect:
             await caller
 
 
+async def test_whoever_waits_for_a_connection_that_dies_gets_another_at_once(connect: Open, sql: Sql) -> None:
+    """And isn't left waiting for one that never comes back."""
+    database = await connect(pool_size=1, timeout=60)
+    holder = asyncio.create_task(database.fetch("sleep", SimpleNamespace, seconds=60))
+    (pid,) = await until(lambda: sleeping(sql))
+    waiting = [asyncio.create_task(pid_of(database)) for _ in range(20)]
+    await until(lambda: database.busy == 21)
+    kill(sql, pid)
+    async with asyncio.timeout(10):
+        with pytest.raises(DatabaseUnavailable):
+            await holder
+        assert pid not in await asyncio.gather(*waiting)
+
+
+async def test_a_free_connection_that_dies_while_another_is_made_costs_a_read_nothing(
+    connect: Open, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiopg hands the dead one out, with an AssertionError."""
+    database = await connect(pool_size=2)
+    holder = asyncio.create_task(database.fetch("sleep", SimpleNamespace, seconds=0.1))
+    (pid,) = await until(lambda: sleeping(sql))
+    made, real_connect = asyncio.Event(), aiopg.connect
+
+    async def slowly(*args: Any, **options: Any) -> aiopg.Connection:
+        connection = await real_connect(*args, **options)
+        await made.wait()
+        return connection
+
+    monkeypatch.setattr(aiopg.pool, "connect", slowly)
+    reader = asyncio.create_task(pid_of(database))
+    await holder
+    assert database._pool is not None
+    (free,) = database._pool._free
+    kill(sql, pid)
+    await until(lambda: free.closed)
+    made.set()
+    assert await reader != pid
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone tells")
+async def test_the_kernel_is_told_to_notice_within_three_seconds_that_the_other_end_has_vanished(dsn: str) -> None:
+    """Without a word from either side, and with something sent that nobody acknowledges."""
+    async with proxy_to(dsn) as proxy, connected(proxy.dsn(dsn), 5) as connection:
+        with socket.socket(fileno=os.dup(connection.raw.fileno())) as opened:
+            options = [
+                *((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)),
+                *((socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), (socket.IPPROTO_TCP, socket.TCP_KEEPCNT)),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+            ]
+            assert [opened.getsockopt(*option) for option in options] == [1, 2, 1, 3, 3000]
+
+
+async def test_a_busy_pool_is_not_taken_for_a_database_out_of_reach(connect: Open) -> None:
+    """Who waited too long is told so; whoever comes next isn't refused for that."""
+    database = await connect(pool_size=1, timeout=0.2)
+    async with database._slots:
+        with pytest.raises(DatabaseUnavailable):
+            await pid_of(database)
+    assert await pid_of(database)
+
+
 @contextlib.contextmanager
 def many_descriptors() -> Iterator[None]:
     """Let every new descriptor be 1024 or more, as in a server that holds a thousand requests."""
@@ -309,6 +381,24 @@ async def test_while_the_database_is_down_few_try_to_connect_and_all_are_told(
     assert database._failures == 0
 
 
+async def test_an_outage_of_hours_is_told_in_the_same_words(
+    connect: Open, outage: Callable[[], contextlib.AbstractContextManager[None]]
+) -> None:
+    database = await connect()
+    with outage():
+        database._failures = 10_000
+        with pytest.raises(DatabaseUnavailable):
+            await database.fetch("pid", SimpleNamespace)
+        assert database._down_until <= time.monotonic() + 2
+
+
+@pytest.mark.parametrize(("failures", "longest"), [(1, 0.1), (2, 0.2), (5, 1.6), (6, 2), (7, 2), (100_000, 2)])
+def test_pauses_grow_up_to_two_seconds_and_are_spread(failures: int, longest: float) -> None:
+    pauses = [back_off_seconds(failures) for _ in range(1000)]
+    assert longest * 0.5 <= min(pauses) < longest * 0.55
+    assert longest * 0.95 < max(pauses) <= longest
+
+
 async def test_a_database_that_cannot_be_reached_is_told_at_the_start(tmp_path: Any) -> None:
     database = Database(f"host={tmp_path} dbname=nothing", pool_size=1, timeout=5)
     with pytest.raises(DatabaseUnavailable):
@@ -334,6 +424,28 @@ async def test_a_broken_rule_is_told_by_its_name(connect: Open, sql: Sql) -> Non
     with pytest.raises(ConstraintViolated) as caught:
         await database.fetch("revive", SimpleNamespace)
     assert caught.value.constraint == "terminal_is_final"
+
+
+async def test_a_write_to_a_standby_finds_the_database_unavailable(connect: Open, sql: Sql) -> None:
+    """As after a failover: whoever asks again later may be served."""
+    sql(f"ALTER DATABASE {sql('SELECT current_database()')[0][0]} SET default_transaction_read_only = on")
+    database = await connect()
+    with pytest.raises(DatabaseUnavailable, match="standby"):
+        await database.fetch("register_account", SimpleNamespace, email="alice@example.org", password_hash="")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        psycopg2.DatabaseError("server closed the connection unexpectedly"),
+        psycopg2.InterfaceError("connection already closed"),
+        ConnectionResetError(),
+        TimeoutError(),
+    ],
+)
+def test_however_a_connection_breaks_the_database_is_unavailable(broken: Exception) -> None:
+    with pytest.raises(DatabaseUnavailable, match=str(broken) or type(broken).__name__), translated_errors():
+        raise broken
 
 
 async def test_a_statement_that_makes_no_sense_is_a_storage_error(connect: Open) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import getpass
 import os
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavai
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 2.0
+_DOUBLINGS = 6  # enough for the longest pause; without a bound, half an hour of failures is more than a float can hold
 
 # Noticed within about 3 s when the other end has vanished without a word (tcp(7), libpq "Connection control functions").
 KEEPALIVES = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 3000}
@@ -78,8 +81,12 @@ def translated_errors() -> Iterator[None]:
         raise ConstraintViolated(str(error).partition("\n")[0], error.diag.constraint_name or "") from error
     except (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, TimeoutError) as error:
         raise DatabaseUnavailable(str(error).strip() or type(error).__name__) from error
+    except psycopg2.errors.ReadOnlySqlTransaction as error:
+        raise DatabaseUnavailable("this server is a standby now, or may not write") from error
     except psycopg2.Error as error:
-        raise StorageError(str(error).strip()) from error
+        # With no code of Postgres' own, libpq speaks: of a connection that broke before the answer was whole.
+        kind = DatabaseUnavailable if type(error) is psycopg2.DatabaseError and not error.pgcode else StorageError
+        raise kind(str(error).strip()) from error
 
 
 @contextlib.asynccontextmanager
@@ -136,6 +143,8 @@ class Database:
         self._timeout = timeout
         self._queries = read_queries(resources.read_text("sql", "queries.sql"))
         self._pool: aiopg.Pool | None = None
+        # Nobody waits inside aiopg's pool: a connection that comes back dead wakes nobody there (1.4.0, Pool.release).
+        self._slots = asyncio.Semaphore(pool_size)
         self._door = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._down_until = 0.0
@@ -251,32 +260,47 @@ class Database:
         self, query: str, parameters: Mapping[str, object], user: str | None
     ) -> tuple[list[str], list[tuple[object, ...]]]:
         assert self._pool is not None, "Database.open() comes first"
-        connection = await self._acquire(self._pool)
-        try:
-            # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
-            async with connection.cursor(timeout=self._timeout + _GRACE_SECONDS) as cursor:
-                self.statements += 1
-                await cursor.execute(
-                    _prefix(user, self._timeout) + self._queries[query],
-                    {**parameters, "_user": user, "_claims": f'{{"sub": "{user}"}}'},
-                )
-                if cursor.description is None:
-                    return [], []
-                columns = [column.name for column in cursor.description]
-                return columns, await cursor.fetchall()
-        finally:
-            with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
-                await self._pool.release(connection)
+        # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
+        patience = self._timeout + _GRACE_SECONDS
+        async with self._connection(self._pool) as connection, connection.cursor(timeout=patience) as cursor:
+            self.statements += 1
+            await cursor.execute(
+                _prefix(user, self._timeout) + self._queries[query],
+                {**parameters, "_user": user, "_claims": f'{{"sub": "{user}"}}'},
+            )
+            if cursor.description is None:
+                return [], []
+            columns = [column.name for column in cursor.description]
+            return columns, await cursor.fetchall()
 
-    async def _acquire(self, pool: aiopg.Pool) -> aiopg.Connection:
+    @contextlib.asynccontextmanager
+    async def _connection(self, pool: aiopg.Pool) -> AsyncIterator[aiopg.Connection]:
+        deadline = asyncio.get_running_loop().time() + self._timeout  # for a free connection and a new one together
+        async with asyncio.timeout_at(deadline):
+            await self._slots.acquire()
+        try:
+            connection = await self._acquire(pool, deadline)
+            try:
+                yield connection
+            finally:
+                # Not awaited: it is released at once, and the rest waits while somebody else connects.
+                with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
+                    pool.release(connection)
+        finally:
+            self._slots.release()
+
+    async def _acquire(self, pool: aiopg.Pool, deadline: float) -> aiopg.Connection:
         try:
             # One at a time: those behind a connect that failed are refused at once, instead of each trying for itself.
-            async with asyncio.timeout(self._timeout), self._door:
+            async with asyncio.timeout_at(deadline), self._door:
                 self._check_reachable()
                 connection = await pool.acquire()
+        except (AssertionError, RuntimeError) as error:
+            # One that was free died while another was made (aiopg 1.4.0, Pool._acquire); or uvloop refused a descriptor.
+            raise DatabaseUnavailable(f"no connection could be had: {error!r}") from error
         except (psycopg2.Error, OSError, TimeoutError):
             self._failures += 1
-            self._down_until = time.monotonic() + min(0.05 * 2**self._failures, 2.0)
+            self._down_until = time.monotonic() + back_off_seconds(self._failures)
             raise
         self._failures = 0
         return connection
@@ -284,6 +308,14 @@ class Database:
     def _check_reachable(self) -> None:
         if self._down_until > time.monotonic() and self._failures:
             raise DatabaseUnavailable("the database couldn't be reached a moment ago")
+
+
+def back_off_seconds(failures: int) -> float:
+    """Return how long to pause after so many failures in a row: doubled each time, up to 2 s, and up to half less.
+
+    At random, for a database that comes back is met by every process that has lost it.
+    """
+    return min(0.05 * 2.0 ** min(failures, _DOUBLINGS), _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)
 
 
 def login_role(dsn: str) -> str:

@@ -17,9 +17,8 @@ import psycopg2
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
-from server.storage.database import Database, connected, run_directly, translated_errors
+from server.storage.database import Database, back_off_seconds, connected, run_directly, translated_errors
 
-_LONGEST_PAUSE_SECONDS = 2.0
 _LONGEST_NUMBER = 20
 
 
@@ -28,6 +27,14 @@ class Listener:
 
     `restored` is called when listening is proven to work, so after LISTEN: whoever reads again from then on misses
     nothing. `lost` is called when it isn't proven any more. All callbacks run in the event loop and must not block.
+
+    A connection that falls silent, whenever that is, is lost by the end of the next heartbeat: it may have answered the
+    one of this moment, but not the next, and each is judged as it ends. So within two heartbeats.
+
+    Attributes:
+        healthy: whether notifications are proven to arrive.
+        lag_seconds: how long the latest of our own took.
+        beats: how many heartbeats have begun.
     """
 
     def __init__(
@@ -60,6 +67,7 @@ class Listener:
         self._echo = asyncio.Event()
         self.healthy = False
         self.lag_seconds = 0.0
+        self.beats = 0
 
     async def run(self) -> None:
         """Listen for ever; connect again, with growing pauses, whenever the connection is lost."""
@@ -111,7 +119,7 @@ class Listener:
                 self._connection = None
                 self._give_up_health()
             self._metrics.listener_reconnects.inc()
-            await asyncio.sleep(min(0.05 * 2**attempt, _LONGEST_PAUSE_SECONDS) if attempt else 0)
+            await asyncio.sleep(back_off_seconds(attempt) if attempt else 0)
 
     async def _subscribe(self, connection: aiopg.Connection) -> None:
         await run_directly(connection, "".join(f"LISTEN {channel};" for channel in self._channels), self._timeout)
@@ -144,6 +152,7 @@ class Listener:
 
     async def _beat(self) -> None:
         while True:
+            self.beats += 1
             connection, number = self._connection, self._send_heartbeat()
             await asyncio.sleep(0.75 * self._heartbeat_seconds)
             answered = self._heard >= number

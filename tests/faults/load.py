@@ -274,7 +274,9 @@ class Updates:
         for _ in range(100):
             try:
                 rows = self._execute(*_change_of(task_id, end=end))
-            except psycopg2.OperationalError:
+            except psycopg2.DatabaseError as error:
+                if not (isinstance(error, psycopg2.OperationalError) or type(error) is psycopg2.DatabaseError):
+                    raise  # what is left is a connection that broke
                 self.lost_connections += 1
                 self._disconnect()
                 time.sleep(0.1)  # in a thread, while the database is away

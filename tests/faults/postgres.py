@@ -1,4 +1,4 @@
-"""A Postgres for one test alone, which may crash and come back on the same data."""
+"""A Postgres for one test alone, which may crash, be gone for a while, or come back as it was yesterday."""
 
 from __future__ import annotations
 
@@ -8,24 +8,86 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
-from server.storage.embedded import EmbeddedPostgres
+import pytest
+
+from server.storage.embedded import LOCK_SECONDS, EmbeddedPostgres
 from server.storage.migrations import migrate
 
-# A crash must lose nothing that was committed; what a power cut would lose doesn't matter here.
-_SETTINGS = {"fsync": "off", "full_page_writes": "off", "max_connections": "60", "shared_buffers": "16MB"}
+T = TypeVar("T")
+
+# A crash of Postgres loses nothing that was committed; what a power cut would lose doesn't matter here.
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "max_connections": "60",
+    "shared_buffers": "16MB",
+    # What is committed with synchronous_commit = off stays in memory alone until somebody else commits: as long as it may.
+    "wal_writer_delay": "10s",
+    "bgwriter_delay": "10s",
+}
 
 
 class MortalPostgres(EmbeddedPostgres):
-    """An embedded Postgres that can be stopped the hard way."""
+    """An embedded Postgres that is ended and started again beside a running event loop.
 
-    def crash(self) -> None:
-        """End it at once and without a checkpoint (`pg_ctl stop -m immediate`); `start` brings it back."""
+    All of that happens in one thread that lives as long as this object: a server on Linux ends with the thread that
+    started it.
+    """
+
+    def __init__(self, data_dir: Path, *, postgres_bin: Path | None = None) -> None:
+        super().__init__(data_dir, postgres_bin=postgres_bin, settings=_SETTINGS)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="postgres")
+        self._backup = data_dir / "backup"
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        self._thread.shutdown()
+
+    async def crash(self) -> None:
+        """End it at once and without a checkpoint (`pg_ctl stop -m immediate`)."""
+        await self._run(lambda: self._end(signal.SIGQUIT))
+
+    async def shut_down(self) -> None:
+        """End it in good order, with all its connections (`pg_ctl stop -m fast`)."""
+        await self._run(lambda: self._end(signal.SIGINT))
+
+    async def come_back(self) -> None:
+        """Start it again on the same data; returns when it lets clients in."""
+        await self._run(self._start_again)
+
+    async def back_up(self) -> None:
+        """Keep the data as they are now; it must have been shut down."""
+        await self._run(lambda: self._copy(self.location.data, self._backup))
+
+    async def restore(self) -> None:
+        """Put the data back as they were kept; it must not be running."""
+        await self._run(lambda: self._copy(self._backup, self.location.data))
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _end(self, number: signal.Signals) -> None:
         assert self._process is not None
-        self._process.send_signal(signal.SIGQUIT)
+        self._process.send_signal(number)
         self._process.wait(30)
+
+    def _start_again(self) -> None:
+        with self._exclusive(LOCK_SECONDS):
+            self._prepare()
+            self._process = self._launch()
+
+    def _copy(self, source: Path, target: Path) -> None:
+        assert self._process is not None
+        assert self._process.poll() is not None, "it still runs"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(source, target, symlinks=True)
+        for path in [target, *target.rglob("*")]:
+            self._account.give(path)
 
 
 @contextlib.contextmanager
@@ -35,7 +97,7 @@ def mortal_postgres() -> Iterator[MortalPostgres]:
     folder = Path(tempfile.mkdtemp(prefix="longpoll-tests-", dir="/tmp"))
     folder.chmod(0o711)  # Postgres runs as `nobody` if the tests run as root
     try:
-        with MortalPostgres(folder, postgres_bin=Path(binaries) if binaries else None, settings=_SETTINGS) as postgres:
+        with MortalPostgres(folder, postgres_bin=Path(binaries) if binaries else None) as postgres:
             asyncio.run(migrate(postgres.dsn))
             yield postgres
     finally:
@@ -50,3 +112,16 @@ def frozen(pid: int) -> Iterator[None]:
         yield
     finally:
         os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def mortal() -> Iterator[MortalPostgres]:
+    """A Postgres that this test may end."""
+    with mortal_postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def dsn(mortal: MortalPostgres) -> str:
+    """Its database, in place of one of the common server's."""
+    return mortal.dsn

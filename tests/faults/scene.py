@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from server import keys
 from server.storage.listener import Listener
-from tests.conftest import Person, until
+from tests.conftest import Person, execute, until
 from tests.faults.load import Oracle, Pollers, Updates, read_states
 from tests.raw_http import secret_of
 
@@ -46,6 +46,19 @@ class Scene:
             yield
         await asyncio.to_thread(updates.end_all)
         await self.pollers.until_done()
+
+    def change_all(self, columns: str, *, settings: str = "") -> None:
+        """Change every task by one statement."""
+        statement = f"{settings} UPDATE public.image_generations SET {columns} RETURNING task_id, version, status::text"
+        for task_id, version, status in execute(self.dsn, statement):
+            self.oracle.committed(task_id, version, status)
+
+    async def until_held_with(self, version: int) -> None:
+        """Wait until every client knows this version of its task, and waits for the next."""
+        everybody = self.pollers.all
+        await until(
+            lambda: all(each.version == version for each in everybody) and self.person.held >= len(everybody), 60
+        )
 
     async def until_told(self, clients: int = CLIENTS // 2) -> None:
         """Wait until so many clients have been told of changes that were committed after this call."""

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -18,8 +19,8 @@ from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scene import CLIENTS, TASKS, Scene, followed_tasks
 
 HOLD_SECONDS = 8.0
-# One that was sent just before the silence began, one that is waited for, and one that a sweep may have sent meanwhile.
-BEATS_UNTIL_NOTICED = 3
+HEARTBEAT_SECONDS = 0.25
+HEARTBEATS_UNTIL_NOTICED = 2
 LISTENING_BACKEND = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN %'"
 
 
@@ -33,7 +34,9 @@ async def proxy(dsn: str) -> AsyncIterator[Proxy]:
 async def begin(start: Start, enter: Enter, *, listen_dsn: str = "", sweep_seconds: float = 0.5) -> Person:
     """Start a server whose users may hold many polls; log somebody in."""
     polling = {"hold_seconds": HOLD_SECONDS, "sweep_seconds": sweep_seconds, "max_held_per_user": 2 * CLIENTS}
-    return await enter(await start(database={"listen_dsn": listen_dsn, "heartbeat_seconds": 0.25}, polling=polling))
+    return await enter(
+        await start(database={"listen_dsn": listen_dsn, "heartbeat_seconds": HEARTBEAT_SECONDS}, polling=polling)
+    )
 
 
 @contextlib.contextmanager
@@ -87,33 +90,87 @@ async def test_a_listener_that_is_killed_again_and_again_loses_nothing(
             print_figure("listener killed", kills=kills, descriptors=descriptors, worst_gap_s=gap, **figures)
 
 
-async def until_unhealthy(listener: Listener) -> tuple[int, float]:
-    """Wait until the silence was noticed; returns how many heartbeats and seconds that took."""
-    sent, began = listener._sent, time.monotonic()
-    await until(lambda: not listener.healthy)
-    return listener._sent - sent, time.monotonic() - began
+@pytest.mark.parametrize("gaps", [3, pytest.param(100, marks=pytest.mark.slow)])
+async def test_what_is_committed_while_nobody_listens_is_told_as_soon_as_somebody_does(
+    start: Start, enter: Enter, dsn: str, proxy: Proxy, gaps: int
+) -> None:
+    """Nothing else changes these tasks, and no sweep comes: only reading again behind LISTEN tells of them."""
+    person = await begin(start, enter, listen_dsn=proxy.dsn(dsn), sweep_seconds=60)
+    async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+        for gap in range(gaps):
+            proxy.fail()
+            await until(lambda: not scene.listener.healthy)
+            scene.change_all(f"status = 'processing', message = 'gap {gap}'")
+            proxy.recover()
+            await scene.until_held_with(gap + 2)
+        scene.change_all("status = 'completed', result = '/picture'")
+        await scene.pollers.until_done()
+        figures = scene.check()
+        assert not scene.oracle.refusals
+        assert {reply.reason for reply in scene.oracle.replies} <= {"change", "immediate"}
+        print_figure("nobody listens", gaps=gaps, **figures)
 
 
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """How a silence was noticed: within how many heartbeats, the one that it began in among them, and after how long.
+
+    Heartbeats are what the promise is about, and on a machine that is busy they last longer than they should.
+    """
+
+    heartbeats: int
+    seconds: float
+
+
+class Watch:
+    """Notes when a listener gives its health up."""
+
+    def __init__(self, listener: Listener) -> None:
+        """Begin to watch: the silence begins now."""
+        self._first, self._began = listener.beats, time.monotonic()
+        self._detected: asyncio.Future[Detection] = asyncio.get_running_loop().create_future()
+        self._listener, self._lost = listener, listener._lost
+        listener._lost = self._note
+
+    def _note(self) -> None:
+        self._listener._lost = self._lost
+        heartbeats = self._listener.beats - self._first + 1
+        self._detected.set_result(Detection(heartbeats, round(time.monotonic() - self._began, 3)))
+        self._lost()
+
+    async def detected(self) -> Detection:
+        """Wait until the silence is noticed."""
+        async with asyncio.timeout(15):
+            return await self._detected
+
+
+def check_silence(scene: Scene, detection: Detection) -> dict[str, float]:
+    """Return the figures of a silence, which must have been noticed in time and covered without any hold's end."""
+    figures = scene.check()
+    assert not scene.oracle.refusals
+    assert detection.heartbeats <= HEARTBEATS_UNTIL_NOTICED
+    assert figures["worst_wake_ms"] < 1000 * HOLD_SECONDS / 2, "told by the end of the hold, not by the sweep"
+    return {"detection_s": detection.seconds, "detection_heartbeats": detection.heartbeats, **figures}
+
+
+@pytest.mark.parametrize("silences", [1, pytest.param(20, marks=pytest.mark.slow)])
 async def test_a_connection_that_hears_nothing_is_noticed_and_the_sweep_covers(
-    start: Start, enter: Enter, dsn: str, proxy: Proxy
+    start: Start, enter: Enter, dsn: str, proxy: Proxy, silences: int
 ) -> None:
     person = await begin(start, enter, listen_dsn=proxy.dsn(dsn))
     async with followed_tasks(person, dsn, hold_seconds=HOLD_SECONDS) as scene:
+        found = []
         async with scene.updates():
+            for _ in range(silences):
+                await scene.until_told()
+                proxy.pause()
+                found.append(await Watch(scene.listener).detected())
+                await scene.until_told()
+                proxy.resume()
+                await until(lambda: scene.listener.healthy)
             await scene.until_told()
-            proxy.pause()
-            beats, detection = await until_unhealthy(scene.listener)
-            await scene.until_told()
-            proxy.resume()
-            resumed_at = time.monotonic()
-            await until(lambda: scene.listener.healthy)
-            recovery = time.monotonic() - resumed_at
-            await scene.until_told()
-        figures = scene.check()
-        assert not scene.oracle.refusals
-        assert beats <= BEATS_UNTIL_NOTICED
-        seconds = {"detection_s": round(detection, 3), "recovery_s": round(recovery, 3)}
-        print_figure("listener half-open", beats=beats, **seconds, **figures)
+        worst = Detection(max(each.heartbeats for each in found), max(each.seconds for each in found))
+        print_figure("listener half-open", silences=silences, **check_silence(scene, worst))
 
 
 async def test_a_listening_backend_that_is_frozen_is_noticed_and_replaced(
@@ -125,13 +182,10 @@ async def test_a_listening_backend_that_is_frozen_is_noticed_and_replaced(
             await scene.until_told()
             [(pid,)] = sql(LISTENING_BACKEND)
             with frozen(pid):
-                beats, detection = await until_unhealthy(scene.listener)
+                detection = await Watch(scene.listener).detected()
                 await until(lambda: scene.listener.healthy)  # by another connection: the old backend stands still
                 await scene.until_told()
-        figures = scene.check()
-        assert not scene.oracle.refusals
-        assert beats <= BEATS_UNTIL_NOTICED
-        print_figure("listening backend frozen", beats=beats, detection_s=round(detection, 3), **figures)
+        print_figure("listening backend frozen", **check_silence(scene, detection))
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["healthy", "trigger off"])
