@@ -34,7 +34,8 @@ class Port:
         self._tls = tls
         self._make_protocol: web.Server | None = None
         self._listening: asyncio.Server | None = None
-        self._arrived: dict[web.RequestHandler, float] = {}
+        # By id(protocol), which keeps nobody alive: an id that comes again belongs to somebody who has just come.
+        self._arrived: dict[int, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         app.on_response_prepare.append(self._answered)
 
@@ -83,13 +84,14 @@ class Port:
         """Make the protocol of a connection, which the loop asks for as soon as it has accepted it."""
         assert self._make_protocol is not None, "open"
         loop, protocol = asyncio.get_running_loop(), self._make_protocol()
-        self._arrived[protocol] = loop.time() + PATIENCE_SECONDS
+        self._arrived.pop(id(protocol), None)
+        self._arrived[id(protocol)] = loop.time() + PATIENCE_SECONDS
         if self._timer is None:
             self._timer = loop.call_later(PATIENCE_SECONDS, self._forget)
         return protocol
 
     async def _answered(self, request: web.Request, _response: web.StreamResponse) -> None:
-        self._arrived.pop(request.protocol, None)
+        self._arrived.pop(id(request.protocol), None)
 
     def _forget(self) -> None:
         """Wait no longer for those who have had time enough; one timer serves them all."""
