@@ -286,7 +286,7 @@ class Updates:
 
     def _execute(self, statement: str, parameters: Sequence[object]) -> list[tuple[int, str]]:
         if self._connection is None:
-            self._connection = psycopg2.connect(self._dsn)
+            self._connection = psycopg2.connect(self._dsn, application_name="updates")
             self._connection.autocommit = True
         with self._connection.cursor() as cursor:
             cursor.execute(statement, parameters)

@@ -137,6 +137,7 @@ async def test_a_rolling_restart_fails_no_request(account: Account, sql: Sql, ds
     task_ids = add_tasks(sql, account.user_id, 20)
     address = ("127.0.0.1", port)
     visitors = Visitors(address, account.headers, ["/healthz", poll_target(task_ids[0], 0, "&wait=0")])
+    gone: list[float] = []
     with processes() as started:
         started += [ServerProcess(tmp_path, **settings) for _ in range(2)]  # type: ignore[arg-type]
         for server in list(started):
@@ -148,7 +149,9 @@ async def test_a_rolling_restart_fails_no_request(account: Account, sql: Sql, ds
                     for server in started[:2]:
                         visits = visitors.statuses.total()
                         await until(lambda visits=visits: visitors.statuses.total() > visits + 100)
+                        told = time.monotonic()
                         assert await asyncio.to_thread(server.stop) == 0
+                        gone.append(time.monotonic() - told)
                         started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
                         await listening(started[-1])
                     visits = visitors.statuses.total()
