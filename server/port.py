@@ -14,6 +14,7 @@ from aiohttp import web
 
 from server.config import Server
 from server.errors import ConfigurationError
+from server.handover import HANDSHAKE_SECONDS, hear_no_syn
 
 # How long a connection that was made last may take to bring its first request, its TLS handshake included.
 PATIENCE_SECONDS: Final = 0.8
@@ -64,11 +65,13 @@ class Port:
         """Stop listening, and return when everybody who has connected lately was answered or has had time enough."""
         assert self._listening is not None, "open"
         loop = asyncio.get_running_loop()
-        for each in self._listening.sockets:
-            loop.remove_reader(each.fileno())
-        await asyncio.sleep(0)  # whom the loop has accepted in this turn, it brings in in the next, or not at all
         # One's own descriptors: those of the loop are closed by close(), together with the kernel's queue.
         sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in self._listening.sockets]
+        if self._settings.reuse_port and all(hear_no_syn(each) for each in sockets):
+            await asyncio.sleep(HANDSHAKE_SECONDS)
+        for listening in self._listening.sockets:
+            loop.remove_reader(listening.fileno())
+        await asyncio.sleep(0)  # whom the loop has accepted in this turn, it brings in in the next, or not at all
         self._listening.close()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_SECONDS):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -45,12 +47,13 @@ class House:
         return seconds
 
 
-async def answer(_request: web.Request) -> web.Response:
-    return web.Response(text="welcome")
-
-
 @contextlib.asynccontextmanager
-async def open_house(settings: Server, tls: ssl.SSLContext | None = None) -> AsyncIterator[House]:
+async def open_house(
+    settings: Server, tls: ssl.SSLContext | None = None, *, says: str = "welcome"
+) -> AsyncIterator[House]:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=says)
+
     app = web.Application()
     app.router.add_get("/", answer)
     port, runner = Port(app, settings, tls), web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
@@ -189,3 +192,24 @@ async def test_an_address_that_cannot_be_used_is_named(house: House, settings: S
     with pytest.raises(ConfigurationError, match=rf"can't listen on 127\.0\.0\.1:{house.number}: "):
         async with open_house(taken):
             pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter SYNs without privileges")
+async def test_a_process_that_leaves_a_shared_port_takes_nobody_new_and_fails_nobody() -> None:
+    """While it waits for handshakes that have begun, clients find the other process, which here starts later."""
+    shared = Config().replace(server={"port": 0, "reuse_port": True}).server
+    async with open_house(shared, says="the old one") as old:
+        known, writer = await asyncio.open_connection(*old.address)
+        closing = asyncio.create_task(old.close())
+        await asyncio.sleep(0)
+        coming = [asyncio.create_task(asyncio.open_connection(*old.address)) for _ in range(20)]
+        writer.write(REQUEST)
+        assert (await known.read()).endswith(b"the old one")
+        async with open_house(dataclasses.replace(shared, port=old.number), says="the new one"):
+            for each in coming:
+                reader, newcomer = await each
+                newcomer.write(REQUEST.replace(b"Host", b"Connection: close\r\nHost"))
+                assert (await reader.read()).endswith(b"the new one")
+                newcomer.close()
+            await closing
+        writer.close()
