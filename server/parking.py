@@ -26,6 +26,7 @@ import secrets
 import ssl
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -72,11 +73,6 @@ class Parking:
     def closing(self) -> bool:
         """Whether this process stops: nothing more is parked, and connections end with their answers."""
         return self.polling.waiters.draining
-
-    @property
-    def newcomers(self) -> int:
-        """How many connections have never asked anything."""
-        return sum(connection.is_new for connection in self._idle)
 
     def admits(self, request: web.Request) -> bool:
         """Whether this request may be held without its coroutine."""
@@ -181,11 +177,6 @@ class Connection(asyncio.Protocol):
         self._again: Again | None = None
         self._early = b""
         self._writing_paused = False
-
-    @property
-    def is_new(self) -> bool:
-        """Whether nothing was ever asked here."""
-        return self._again is None and self._trace is None and not self._early
 
     # What holds a poll -------------------------------------------------------------------------------------------------
 
@@ -299,6 +290,7 @@ class Connection(asyncio.Protocol):
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(early)
+        asyncio.get_running_loop().call_soon(self._server.begun, self)  # behind aiohttp's first step
 
     # What the transport tells ------------------------------------------------------------------------------------------
 
@@ -378,8 +370,15 @@ class PollHandler(RequestHandler):
         self._parser = None  # it points back at us: without this only the garbage collector would find us
 
 
+def _ignore(_connection: Connection) -> None:
+    """Take no notice."""
+
+
 class PollServer(web.Server):
-    """aiohttp's server, whose connections begin without one of its handlers: it is made when first bytes come."""
+    """aiohttp's server, whose connections begin without one of its handlers: it is made when first bytes come.
+
+    `begun` is told of each connection that aiohttp has got.
+    """
 
     def __init__(self, made: web.Server, parking: Parking) -> None:
         """Be what aiohttp has made for its application."""
@@ -391,6 +390,7 @@ class PollServer(web.Server):
             **made._kwargs,  # noqa: SLF001
         )
         self._parking = parking
+        self.begun: Callable[[Connection], None] = _ignore
 
     def __call__(self) -> Connection:  # type: ignore[override]
         """Return the protocol of a new connection."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -21,13 +20,14 @@ from server.config import Config
 from server.errors import ConfigurationError
 from server.metrics import Metrics
 from server.parking import KEEPALIVE_SECONDS, PollServer
+from server.port import Port
 from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 
-# How long a connection that was accepted last may take to send its first request.
-_FIRST_REQUEST_SECONDS: Final = 1.0
+# How long a request that is under way may take when the port is closed; twice that if it doesn't heed its end.
+_LAST_REQUESTS_SECONDS: Final = 0.8
 # A drain that isn't over so long after its time leaves the rest to the closing of the connections.
 _DRAIN_PATIENCE_SECONDS: Final = 10.0
 
@@ -105,7 +105,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         access_log=None,
         logger=server_logger(app[keys.METRICS]),
         keepalive_timeout=KEEPALIVE_SECONDS,
-        shutdown_timeout=5.0,
+        shutdown_timeout=_LAST_REQUESTS_SECONDS,
     )
 
 
@@ -123,60 +123,19 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
     Raises:
         ConfigurationError: the address can't be used, or the certificate.
     """
-    runner, tls = make_runner(app), tls_context(config)
+    runner, port = make_runner(app), Port(app, config.server, tls_context(config))
     try:
         await runner.setup()
+        assert runner.server is not None, "set up"
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
-        port = await _open_port(runner, config, tls)
+        number = await port.open(runner.server)
         tame_collector()
         try:
-            yield port.sockets[0].getsockname()[1]
+            yield number
         finally:
-            await _close_port(runner, port, tls)
+            await port.close()
     finally:
         await runner.cleanup()
-
-
-async def _open_port(runner: web.AppRunner, config: Config, tls: ssl.SSLContext | None) -> asyncio.Server:
-    server = config.server
-    assert runner.server is not None, "set up"
-    try:
-        return await asyncio.get_running_loop().create_server(
-            runner.server, server.host, server.port, ssl=tls, reuse_port=server.reuse_port or None, backlog=4096
-        )
-    except OSError as error:
-        raise ConfigurationError(f"can't listen on {server.host}:{server.port}: {error.strerror or error}") from error
-
-
-async def _close_port(runner: web.AppRunner, port: asyncio.Server, tls: ssl.SSLContext | None) -> None:
-    """Stop listening without failing anybody who has connected.
-
-    The kernel resets what it has queued for a listening socket that is closed, and aiohttp closes a connection that
-    has not asked anything yet (web_protocol.py, `RequestHandler.close`). Both would fail a client's first request,
-    which it can't repeat as safely as one that crossed with the end of an idle connection.
-    """
-    server, listening = runner.server, [each.dup() for each in port.sockets]
-    assert server is not None, "set up"
-    port.close()
-    queued = [client for each in listening for client in _take_queue(each)]
-    loop = asyncio.get_running_loop()
-    accepting = [loop.connect_accepted_socket(server, client, ssl=tls) for client in queued]
-    await asyncio.gather(*accepting, return_exceptions=True)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FIRST_REQUEST_SECONDS):
-            while runner.app[keys.PARKING].newcomers:
-                await asyncio.sleep(0.01)
-
-
-def _take_queue(listening: socket.socket) -> list[socket.socket]:
-    """Accept everybody who stands in the kernel's queue, and close the socket at once."""
-    queued = []
-    with listening, contextlib.suppress(OSError):
-        listening.setblocking(False)
-        while True:
-            queued.append(listening.accept()[0])
-            queued[-1].setblocking(False)
-    return queued
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.metrics import Metrics
+from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Answer, Polling, Question
 from server.waiting.waiters import Waiters
@@ -145,6 +146,13 @@ class Scene:
         self.waiters = Waiters(**{"max_held": 100_000, "max_held_per_user": 100_000, **caps}, chance=lambda: 0.5)
         self.chance = 0.0
         self.polling = Polling(
+            self.board,
+            self.waiters,
+            jitter_seconds=1.0,
+            chance=lambda: self.chance,
+            clock=lambda: asyncio.get_running_loop().time(),
+        )
+        self.batches = BatchPolling(
             self.board,
             self.waiters,
             jitter_seconds=1.0,

@@ -150,7 +150,9 @@ async def test_a_restored_database_says_so_to_who_waited(scene: Scene) -> None:
     scene.storage.put(version=2)
     scene.board.restored()
     for poll in polls:
-        assert told(await poll) == (2, Reason.RESET, True)
+        answer = await poll
+        assert told(answer) == (2, Reason.RESET, True)
+        assert answer.held_seconds < 1, "it says so at once"
 
 
 async def test_a_drain_ends_holds_and_refuses_new_ones(scene: Scene) -> None:
