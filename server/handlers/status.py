@@ -24,6 +24,7 @@ from server.waiting.polling import Answer, Question, Until
 from server.waiting.waiters import Reason
 
 MAX_BATCH: Final = 50
+LONGEST_GATHER_SECONDS: Final = 2.0
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"')
 # Milliseconds after which to ask again, at random between the two, so that clients spread out.
@@ -99,7 +100,8 @@ def read_question(request: web.Request, user_id: str) -> Question:
     query = request.query
     task_id = parameters.task_id(query.get("taskId"))
     version = parameters.version(query["version"]) if "version" in query else _tagged_version(request, task_id)
-    return Question(task_id, user_id, version, _wait(request), _until(query.get("until")), _client(request))
+    until = parameters.until(query.get("until"), Until.CHANGE)
+    return Question(task_id, user_id, version, _wait(request), until, _client(request))
 
 
 def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
@@ -119,7 +121,8 @@ def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
         if task_id in versions:
             raise BadRequest(f"The task {task_id[:64]} is there twice.")
         versions[task_id] = parameters.version(version) if version else 0
-    return BatchQuestion(versions, user_id, _wait(request), _client(request))
+    gather = parameters.seconds(request.query.get("gather", "0"), LONGEST_GATHER_SECONDS, name="gather")
+    return BatchQuestion(versions, user_id, _wait(request), _client(request), gather)
 
 
 def _wait(request: web.Request) -> float:
@@ -135,13 +138,6 @@ def _client(request: web.Request) -> str | None:
     if client is not None and not _CLIENT.match(client):
         raise BadRequest("c must be 1 to 64 letters, digits, - or _: a random name for the page that polls.")
     return client
-
-
-def _until(value: str | None) -> Until:
-    try:
-        return Until(value or Until.CHANGE)
-    except ValueError:
-        raise BadRequest(f"until must be one of: {', '.join(Until)}.") from None
 
 
 def _tagged_version(request: web.Request, task_id: str) -> int | None:

@@ -21,12 +21,16 @@ GATHER_SECONDS: Final = (0.020, 0.050)
 
 @dataclass(frozen=True, slots=True)
 class BatchQuestion:
-    """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ."""
+    """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ.
+
+    `gather`: mere progress is told no sooner than so many seconds after the poll began.
+    """
 
     versions: Mapping[str, int]
     user_id: str
     seconds: float = 0.0
     client: str | None = None
+    gather: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,9 @@ class BatchPolling(Generic[S]):
     def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> Reason | None:
         if any(_is_ahead(question, each) for each in tasks):
             return Reason.RESET
-        if _is_news(question, tasks) or question.seconds <= 0:
+        if _is_urgent(question, tasks) or question.seconds <= 0:
+            return Reason.IMMEDIATE
+        if _is_news(question, tasks) and not question.gather:
             return Reason.IMMEDIATE
         if all(each.snapshot is not None and each.snapshot.terminal for each in tasks):
             return Reason.IMMEDIATE
@@ -97,13 +103,21 @@ class BatchPolling(Generic[S]):
             while not _is_news(question, tasks):
                 with _following(tasks) as event:
                     await event.wait()
-            shortest, longest = GATHER_SECONDS
-            await asyncio.sleep(shortest + self._chance() * (longest - shortest))
+            await self._gather(question, tasks, started + question.gather)
         held = self._clock() - started
         reason = Reason.CHANGE if _is_news(question, tasks) else hold.reason or Reason.TIMEOUT
         if any(_is_ahead(question, each) for each in tasks):
             reason = Reason.RESET
         return _answer(question, tasks, reason, held)
+
+    async def _gather(self, question: BatchQuestion, tasks: Sequence[Watched[S]], until: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until - self._clock()):
+                while not _is_urgent(question, tasks):
+                    with _following(tasks) as event:
+                        await event.wait()
+        shortest, longest = GATHER_SECONDS
+        await asyncio.sleep(shortest + self._chance() * (longest - shortest))
 
 
 @contextlib.contextmanager
@@ -133,6 +147,15 @@ def _is_news(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
     return any(
         (own := _own(question, each)) is None or own.version != question.versions[each.task_id] for each in tasks
     )
+
+
+def _is_urgent(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
+    """Whether there is news that isn't mere progress: another status, as far as we know, or a task that is no more."""
+    for each in tasks:
+        own, seen = _own(question, each), question.versions[each.task_id]
+        if own is None or (own.version != seen and not each.status_since <= seen < own.version):
+            return True
+    return False
 
 
 def _answer(

@@ -57,12 +57,23 @@ S = TypeVar("S", bound=Snapshot)
 class Watched(Generic[S]):
     """One task that is watched, or was lately."""
 
-    __slots__ = ("_event", "_followers", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
+    __slots__ = (
+        "_event",
+        "_followers",
+        "doubts",
+        "known",
+        "settled",
+        "snapshot",
+        "status_since",
+        "task_id",
+        "watchers",
+    )
 
     def __init__(self, task_id: str) -> None:
         """Begin with knowing nothing."""
         self.task_id = task_id
         self.snapshot: S | None = None
+        self.status_since = 0  # the lowest version that we know to have the snapshot's status
         self.known = False
         self.doubts = 1
         self.settled = 0
@@ -308,6 +319,8 @@ class Board(Generic[S]):
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
         watched.snapshot, watched.known = snapshot, True
+        if snapshot is not None and (before is None or not _goes_on(before, snapshot)):
+            watched.status_since = snapshot.version
         if not was_known or _state(before) == _state(snapshot):
             return
         if repairing and watched.watchers:
@@ -385,6 +398,11 @@ def _version(snapshot: Snapshot | None) -> int | None:
 def _state(snapshot: Snapshot | None) -> tuple[int, str] | None:
     """The version alone isn't enough: a crash may lose commits that nobody waited for, and their numbers come again."""
     return None if snapshot is None else (snapshot.version, snapshot.status)
+
+
+def _goes_on(before: Snapshot, after: Snapshot) -> bool:
+    """Whether a task has come further with its status unchanged."""
+    return before.status == after.status and before.version <= after.version
 
 
 def _is_news(watched: Watched[S], version: str) -> bool:
