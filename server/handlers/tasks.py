@@ -65,6 +65,7 @@ async def _create(request: web.Request, kind: str) -> web.Response:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not _IDEMPOTENCY_KEY.match(key):
         raise BadRequest("Idempotency-Key must be 1 to 255 printable ASCII characters.")
+    parameters.until(request.query.get("until"), Until.TERMINAL)  # refused before anything is made
     order = await _read_order(request)
     reference = await request.app[UPLOADS].run(clean_reference, order.image) if order.image is not None else None
     task_id = request[TRACE].task_id = secrets.token_urlsafe(16)
@@ -102,9 +103,10 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
     wait = parameters.preferred_wait(request, polling.hold_seconds)
     task = made
     if task is None or wait:
-        answer = await request.app[POLLING].answer(
-            Question(task_id, user.user_id, seconds=wait or 0, until=Until.TERMINAL)
-        )
+        until = parameters.until(request.query.get("until"), Until.TERMINAL)
+        # The first version is what the client knows anyway: anything after it has begun is news.
+        version = None if until is Until.TERMINAL else 1
+        answer = await request.app[POLLING].answer(Question(task_id, user.user_id, version, wait or 0, until))
         request[TRACE].held_seconds = answer.held_seconds
         task = answer.snapshot
         if task is None:
