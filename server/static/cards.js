@@ -2,7 +2,7 @@
 /** One task as a card: progress while it is made, then the picture or the reason why not. */
 
 import { pictureUrl } from "./api.js";
-import { isFinished } from "./longpoll.js";
+import { isFinished } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
 /** @typedef {{cancel: () => void, retry: () => void, keepWaiting: () => void}} Actions */
@@ -195,7 +195,7 @@ export class Card {
     this.parts.pictureLink.hidden = true;
   }
 
-  /** @param {import("./longpoll.js").State} state */
+  /** @param {import("./pursuit.js").State} state */
   showState({ name, attempt }) {
     clearTimeout(this.recovering);
     if (name === "retrying") {

@@ -1,15 +1,15 @@
 // @ts-check
 /** The cards of a page, joined to the desk that follows their tasks. */
 
-import { ApiError, cancelTask, goToLogin, randomId } from "./api.js";
+import { ApiError, cancelTask, goToLogin } from "./api.js";
 import { Card } from "./cards.js";
 import { Desk } from "./desk.js";
-import { isFinished } from "./longpoll.js";
+import { isFinished } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
 
 const GONE = {
-  task_not_found: "This picture was not found.",
+  task_not_found: "This picture is no longer there.",
   task_deleted: "This picture was deleted.",
 };
 
@@ -17,7 +17,6 @@ const GONE = {
 export function openDesk() {
   const { holdSeconds, clientTimeoutSeconds, budgetSeconds } = document.body.dataset;
   return new Desk({
-    clientId: randomId(),
     holdSeconds: Number(holdSeconds),
     clientTimeoutSeconds: Number(clientTimeoutSeconds),
     budgetSeconds: Number(budgetSeconds),
@@ -81,7 +80,7 @@ export class Gallery {
     this.watch(card);
   }
 
-  /** @param {Card} card @param {import("./longpoll.js").PollError} error */
+  /** @param {Card} card @param {import("./pursuit.js").PollError} error */
   takeError(card, { code, message }) {
     if (code === "not_signed_in") goToLogin();
     else if (code in GONE) card.showGone(GONE[code]);
@@ -101,6 +100,11 @@ export class Gallery {
       cancel.disabled = false;
       card.showProblem("It could not be canceled. Please try again.");
     }
+  }
+
+  /** Whether nothing is being made for this page. */
+  get idle() {
+    return [...this.cards.values()].every((card) => isFinished(this.taskOf(card)));
   }
 
   tick() {
