@@ -245,6 +245,7 @@ def _static_version() -> str:
 
 def server_logger(metrics: Metrics) -> logging.Logger:
     """Return the logger for aiohttp's protocol: a malformed request is counted and sampled, never a traceback."""
-    logger = logging.Logger("aiohttp.server", logging.WARNING)  # noqa: LOG001 - one of its own for each application
+    # aiohttp thinks an unknown method worth no more than a debug message (web_protocol.py, `handle_error`).
+    logger = logging.Logger("aiohttp.server", logging.DEBUG)  # noqa: LOG001 - one of its own for each application
     logger.addHandler(logs.MalformedRequests(metrics.malformed_requests.inc))
     return logger

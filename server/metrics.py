@@ -44,7 +44,9 @@ class Metrics:
             "longpoll_http_request_seconds", "Time to answer, without the time held", ["route"], registry=registry
         )
         self.malformed_requests = Counter(
-            "longpoll_malformed_requests", "Requests that were not HTTP", registry=registry
+            "longpoll_malformed_requests",
+            "Requests that were not HTTP, or expected what can't be had",
+            registry=registry,
         )
         self.crashes = Counter(
             "longpoll_request_crashes", "Requests that ended in an unforeseen error", registry=registry

@@ -66,7 +66,8 @@ def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitabl
             _log(request, trace, status, seconds, logging)
         if request.content.exception() is not None:
             response.force_close()  # what follows in a broken body can't be told from a next request
-        _complete(response, trace.request_id, _route(request))
+        if not response.prepared:
+            complete(response, trace.request_id, shared=_route(request) == "/static")
         return response
 
     return middleware
@@ -106,15 +107,14 @@ def _as_problem(error: web.HTTPException) -> Problem:
     return problem
 
 
-def _complete(response: web.StreamResponse, request_id: str, route: str) -> None:
-    if response.prepared:
-        return
+def complete(response: web.StreamResponse, request_id: str, *, shared: bool = False) -> None:
+    """Add the headers that every reply has. `shared`: it holds nothing that is anybody's own."""
     headers = response.headers
     headers["X-Request-Id"] = request_id
     for name, value in _SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
-    headers.setdefault("Cache-Control", "no-cache" if route == "/static" else "private, no-store")
+    headers.setdefault("Cache-Control", "no-cache" if shared else "private, no-store")
 
 
 def _route(request: web.Request) -> str:

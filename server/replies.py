@@ -15,6 +15,7 @@ from server.errors import NotSignedIn, Problem
 from server.keys import STATIC_VERSION, TRACE
 
 JSON: Final = "application/json"
+PROBLEM: Final = "application/problem+json"
 
 
 def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -34,7 +35,7 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
         response = web.Response(
             body=orjson.dumps(describe(problem, request)),
             status=problem.status,
-            content_type="application/problem+json",
+            content_type=PROBLEM,
         )
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
@@ -50,7 +51,7 @@ async def page(
     return await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
 
 
-def describe(problem: Problem, request: web.Request) -> dict[str, object]:
+def describe(problem: Problem, request: web.BaseRequest) -> dict[str, object]:
     """Return the members of a problem; `error` is what the guide's clients read."""
     members: dict[str, object] = {
         "type": f"urn:longpoll:problem:{problem.code}",

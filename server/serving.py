@@ -20,6 +20,7 @@ from server.background import Background
 from server.config import Config
 from server.errors import ConfigurationError
 from server.metrics import Metrics
+from server.protocol import Runner
 from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
@@ -99,7 +100,7 @@ async def _migrate(config: Config, dsn: str) -> list[str]:
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return what runs the application, wherever its sockets come from."""
     app.on_response_prepare.append(_ask_to_leave)
-    return web.AppRunner(
+    return Runner(
         app,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
