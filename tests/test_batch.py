@@ -77,7 +77,22 @@ async def test_progress_waits_for_more_if_the_client_likes_and_the_end_does_not(
     sql("UPDATE public.image_generations SET status = 'completed', result = '/picture'")
     body = await held
     assert [(item["version"], item["status"]) for item in body["items"]] == [(5, "completed")]
+    assert alice.metric("longpoll_wake_latency_seconds_count") == 1
     assert body["poll"]["reason"] == "change"
+
+
+async def test_what_was_gathered_on_purpose_is_not_measured_as_slow(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    held = asyncio.create_task(answer(alice, f"{task_id}:1", gather=0.2))
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET progress = 0.2")
+    assert (await held)["poll"]["reason"] == "change"
+    assert alice.metric("longpoll_wake_latency_seconds_count") == 0
+    held = asyncio.create_task(answer(alice, f"{task_id}:2"))
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET progress = 0.4")
+    await held
+    assert alice.metric("longpoll_wake_latency_seconds_count") == 1
 
 
 async def test_a_process_that_stops_answers_batches_too_and_asks_to_be_left(alice: Person) -> None:

@@ -53,7 +53,7 @@ async def batch(request: web.Request) -> web.Response:
         request.app[RATES].check_poll(user.user_id)
         question = read_batch_question(request, user.user_id)
         answer = await request.app[BATCH_POLLING].answer(question)
-    _record(request, answer.reason, answer.held_seconds, answer.changed)
+    _record(request, answer.reason, answer.held_seconds, answer.prompt)
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
@@ -80,13 +80,13 @@ def _noticing_who_left(request: web.Request) -> Iterator[None]:
         raise
 
 
-def _record(request: web.Request, outcome: str, held_seconds: float, changed: Sequence[Task]) -> None:
+def _record(request: web.Request, outcome: str, held_seconds: float, prompt: Sequence[Task]) -> None:
     trace, metrics = request[TRACE], request.app[METRICS]
     trace.outcome, trace.held_seconds = outcome, held_seconds
     metrics.polls.labels(outcome).inc()
     metrics.hold_seconds.observe(held_seconds)
     if held_seconds:
-        for task in changed:
+        for task in prompt:
             committed = task.updated_at + request.app[DATABASE].clock_offset
             metrics.wake_latency_seconds.observe(max(time.time() - committed, 0.0))
 

@@ -35,12 +35,16 @@ class BatchQuestion:
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer(Generic[S]):
-    """Those that differ from what the client has seen, the ids of those that don't, and of those it doesn't have."""
+    """Those that differ from what the client has seen, the ids of those that don't, and of those it doesn't have.
+
+    `prompt`: those of the changed that nothing was gathered before; the others may have waited on purpose.
+    """
 
     changed: Sequence[S]
     unchanged: Sequence[str]
     not_found: Sequence[str]
     reason: Reason
+    prompt: Sequence[S] = ()
     held_seconds: float = 0.0
     finished: bool = False
 
@@ -150,12 +154,14 @@ def _is_news(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
 
 
 def _is_urgent(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
-    """Whether there is news that isn't mere progress: another status, as far as we know, or a task that is no more."""
-    for each in tasks:
-        own, seen = _own(question, each), question.versions[each.task_id]
-        if own is None or (own.version != seen and not each.status_since <= seen < own.version):
-            return True
-    return False
+    """Whether there is news that isn't mere progress."""
+    return any(_is_more_than_progress(question, each) for each in tasks)
+
+
+def _is_more_than_progress(question: BatchQuestion, watched: Watched[S]) -> bool:
+    """Whether a task has another status, as far as we know, or is no more."""
+    own, seen = _own(question, watched), question.versions[watched.task_id]
+    return own is None or (own.version != seen and not watched.status_since <= seen < own.version)
 
 
 def _answer(
@@ -163,11 +169,14 @@ def _answer(
 ) -> BatchAnswer[S]:
     owned = [(each.task_id, _own(question, each)) for each in tasks]
     found = [own for _, own in owned if own is not None]
+    changed = [own for own in found if own.version != question.versions[own.task_id]]
+    urgent = {each.task_id for each in tasks if _is_more_than_progress(question, each)}
     return BatchAnswer(
-        changed=[own for own in found if own.version != question.versions[own.task_id]],
+        changed=changed,
         unchanged=[own.task_id for own in found if own.version == question.versions[own.task_id]],
         not_found=[task_id for task_id, own in owned if own is None],
         reason=reason,
+        prompt=[own for own in changed if own.task_id in urgent] if question.gather else changed,
         held_seconds=held_seconds,
         finished=all(own.terminal for own in found),
     )
