@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import secrets
 import time
@@ -20,12 +21,14 @@ from server.errors import (
     NotFound,
     PayloadTooLarge,
     Problem,
+    StorageError,
     Unavailable,
 )
+from server.identity import find_user
 from server.keys import TRACE, Trace
 from server.metrics import Metrics
 from server.rates import Rates
-from server.replies import problem_reply
+from server.replies import problem_reply, wants_page
 
 _POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
 _RULES: Final = {
@@ -35,7 +38,8 @@ _RULES: Final = {
     "/api/generate_advanced": "create",
 }
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
+_STATIC_ROUTE: Final = "/static/{filename}"
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", _STATIC_ROUTE})
 
 _SECURITY_HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
@@ -67,7 +71,7 @@ def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitabl
         if request.content.exception() is not None:
             response.force_close()  # what follows in a broken body can't be told from a next request
         if not response.prepared:
-            complete(response, trace.request_id, shared=_route(request) == "/static")
+            complete(response, trace.request_id, shared=_route(request) == _STATIC_ROUTE and response.status < 400)
         return response
 
     return middleware
@@ -77,22 +81,30 @@ async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> we
     try:
         return await handler(request)
     except Problem as problem:
-        return await problem_reply(request, problem)
+        return await _refuse(request, problem)
     except web.HTTPException as error:
         if error.status < 400:
             return error
-        response = await problem_reply(request, _as_problem(error))
+        response = await _refuse(request, _as_problem(error))
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
     except DatabaseUnavailable as error:
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
-        return await problem_reply(request, Unavailable("The database can't be reached just now.", retry_after=wait))
+        return await _refuse(request, Unavailable("The database can't be reached just now.", retry_after=wait))
     except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
         metrics.crashes.inc()
         logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
-        return await problem_reply(request, Problem())
+        return await _refuse(request, Problem())
+
+
+async def _refuse(request: web.Request, problem: Problem) -> web.Response:
+    if wants_page(request) and request[TRACE].user is None:
+        # Not every handler asks who it is; the page shows it. Without a database, or a session: a stranger.
+        with contextlib.suppress(StorageError, RuntimeError):
+            await find_user(request)
+    return await problem_reply(request, problem)
 
 
 def _as_problem(error: web.HTTPException) -> Problem:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server import resources
 from server.handlers import login, ops, pages, status, tasks
 
 ROUTES = [
@@ -30,5 +29,5 @@ ROUTES = [
     web.get("/healthz", ops.healthz),
     web.get("/readyz", ops.readyz),
     web.get("/metrics", ops.exposition),
-    web.static("/static", resources.folder("static")),
+    web.get("/static/{filename}", pages.static),
 ]

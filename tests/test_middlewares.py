@@ -11,6 +11,7 @@ import pytest
 import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from yarl import URL
 
 from server import keys, logs
 from server.storage.embedded import EmbeddedPostgres
@@ -215,7 +216,14 @@ async def test_every_reply_forbids_what_no_page_of_ours_needs(alice: Person) -> 
                 assert "script-src 'self';" in reply.headers["Content-Security-Policy"], url
                 assert len(reply.headers["X-Request-Id"]) == 16, url
                 kept = "no-cache" if url.startswith("/static/") and reply.status == 200 else "private, no-store"
-                assert reply.headers["Cache-Control"] in {kept, "no-cache"}, url
+                assert reply.headers["Cache-Control"] == kept, url
+
+
+async def test_a_file_that_is_not_there_is_a_problem_like_any_other(alice: Person) -> None:
+    for name in ("nowhere.js", "..%2Fconfig.toml", "%2Fetc%2Fpasswd", "%00"):
+        async with alice.http.get(URL(f"/static/{name}", encoded=True)) as reply:
+            assert (reply.status, (await reply.json())["code"]) == (404, "not_found")
+    assert alice.metric("longpoll_http_requests_total", route="/static/{filename}", method="GET", code="404") >= 1
 
 
 async def test_files_of_the_site_are_asked_for_again_but_not_sent_again(alice: Person) -> None:

@@ -137,4 +137,5 @@ async def test_a_person_gets_a_page_when_something_is_wrong(alice: Person) -> No
     for url, status, title in (("/nowhere", 404, "Not found"), ("/<script>x</script>", 404, "Not found")):
         text = await page(alice, url, status)
         assert title in text
+        assert "alice@example.org" in text, "who is logged in still is"
         assert "<script>x" not in text
