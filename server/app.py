@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -26,6 +27,7 @@ from server.handlers.tasks import result_url
 from server.metrics import Metrics
 from server.rates import Rates
 from server.routes import ROUTES
+from server.storage.backlog import BacklogCount
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -62,7 +64,7 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
-    app[keys.RATES] = rates
+    app[keys.RATES], app[keys.BACKLOG], app[keys.STARTED_AT] = rates, BacklogCount(database), time.time()
     app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
     app.add_routes(ROUTES)
     _add_templates(app)

@@ -11,6 +11,7 @@ from server.background import Background
 from server.config import Config
 from server.metrics import Metrics
 from server.rates import Rates
+from server.storage.backlog import BacklogCount
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -31,12 +32,14 @@ BOARD: Final = web.AppKey("board", Board[Task])
 WAITERS: Final = web.AppKey("waiters", Waiters)
 POLLING: Final = web.AppKey("polling", Polling[Task])
 BATCH_POLLING: Final = web.AppKey("batch polling", BatchPolling[Task])
+BACKLOG: Final = web.AppKey("backlog", BacklogCount)
 TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 RATES: Final = web.AppKey("rates", Rates)
+STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()
 
 
 @dataclass(slots=True)

@@ -12,6 +12,8 @@ ROUTES = [
     web.get("/tasks/{task_id}", pages.task),
     web.get("/login", pages.log_in),
     web.get("/register", pages.register),
+    web.get("/ops", ops.overview),
+    web.get("/ops/figures", ops.figures),
     web.post("/api/generate", tasks.create),
     web.post("/api/generate_advanced", tasks.create_advanced),
     web.get("/api/generate/status", status.status),

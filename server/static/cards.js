@@ -153,7 +153,7 @@ export class Card {
     const { queuePosition, etaSeconds, attempt } = task;
     if (task.status === "pending" && queuePosition !== null && queuePosition !== undefined) {
       facts.push(queuePosition <= 1 ? "Next in the queue" : `Number ${queuePosition} in the queue`);
-    }
+    } else if (task.status === "pending") facts.push("In the queue");
     if (typeof etaSeconds === "number") {
       const left = etaSeconds - (performance.now() - (this.receivedAt ?? 0)) / 1000;
       facts.push(spellRest(left));
