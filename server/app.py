@@ -23,8 +23,9 @@ from server.cookies import CookieSessions
 from server.errors import ConfigurationError, DatabaseUnavailable
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import Worker, worker_name
-from server.handlers.tasks import result_url
+from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.metrics import Metrics
+from server.openapi.document import describe
 from server.rates import Rates
 from server.routes import ROUTES
 from server.storage.backlog import BacklogCount
@@ -66,6 +67,11 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.RATES], app[keys.BACKLOG], app[keys.STARTED_AT] = rates, BacklogCount(database), time.time()
     app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
+    app[keys.DESCRIPTION] = describe(
+        config,
+        secure=is_https(config),
+        client_timeout_seconds=config.polling.hold_seconds + CLIENT_MARGIN_SECONDS,
+    )
     app.add_routes(ROUTES)
     _add_templates(app)
     _add_waiting(app, dsn)

@@ -39,6 +39,7 @@ USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 RATES: Final = web.AppKey("rates", Rates)
+DESCRIPTION: Final = web.AppKey("description", dict[str, object])  # of the API
 STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()
 
 

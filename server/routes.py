@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server.handlers import login, ops, pages, status, tasks
+from server.handlers import docs, login, ops, pages, status, tasks
 
 ROUTES = [
     web.get("/", pages.generate),
@@ -31,5 +31,7 @@ ROUTES = [
     web.get("/healthz", ops.healthz),
     web.get("/readyz", ops.readyz),
     web.get("/metrics", ops.exposition),
+    web.get("/openapi.json", docs.description),
+    web.get("/docs", docs.read),
     web.get("/static/{filename}", pages.static),
 ]

@@ -29,6 +29,7 @@ _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"')
 # Milliseconds after which to ask again, at random between the two, so that clients spread out.
 _RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
+LONGEST_RETRY_AFTER_MS: Final = max(longest for _, longest in _RETRY_AFTER_MS.values())
 
 
 async def status(request: web.Request) -> web.Response:

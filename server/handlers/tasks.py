@@ -29,10 +29,10 @@ from server.waiting.polling import Question, Until
 
 MAX_PROMPT: Final = 4000
 _MAX_FIELD_BYTES: Final = 4 * MAX_PROMPT + 1024
-_MAX_SEED: Final = 2**53 - 1  # the largest whole number that JavaScript holds exactly
+MAX_SEED: Final = 2**53 - 1  # the largest whole number that JavaScript holds exactly
 _FIELDS: Final = frozenset({"prompt", "seed", "size"})
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}\Z")
-_CLIENT_MARGIN_SECONDS: Final = 15
+CLIENT_MARGIN_SECONDS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
     }
     poll = {
         "holdSeconds": polling.hold_seconds,
-        "clientTimeoutSeconds": polling.hold_seconds + _CLIENT_MARGIN_SECONDS,
+        "clientTimeoutSeconds": polling.hold_seconds + CLIENT_MARGIN_SECONDS,
     }
     body = {"taskId": task_id, "data": orjson.Fragment(task.data), "links": links, "poll": poll}
     return json_reply(body, status=200 if wait and task.terminal else 202, headers=headers)
@@ -196,8 +196,8 @@ def _seed(value: object) -> int | None:
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_SEED:
-        raise BadRequest(f"seed must be a whole number from 0 to {_MAX_SEED}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+        raise BadRequest(f"seed must be a whole number from 0 to {MAX_SEED}.")
     return value
 
 
