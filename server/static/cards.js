@@ -10,6 +10,8 @@ import { isFinished } from "./pursuit.js";
 /** A poll that has not failed for so long is being held: the connection is back. */
 const RECOVERED_MS = 3000;
 
+export const OFFLINE = "You are offline.";
+
 const LABELS = {
   pending: "Waiting",
   processing: "In progress",
@@ -199,7 +201,7 @@ export class Card {
   showState({ name, attempt }) {
     clearTimeout(this.recovering);
     if (name === "retrying") {
-      this.showConnection(navigator.onLine ? "Can't reach the server. Trying again…" : "You are offline.");
+      this.showConnection(navigator.onLine ? "Can't reach the server. Trying again…" : OFFLINE);
     } else if (attempt === 0) this.showConnection("");
     else this.recovering = setTimeout(() => this.showConnection(""), RECOVERED_MS);
   }

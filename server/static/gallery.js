@@ -2,7 +2,7 @@
 /** The cards of a page, joined to the desk that follows their tasks. */
 
 import { ApiError, cancelTask, goToLogin } from "./api.js";
-import { Card } from "./cards.js";
+import { Card, OFFLINE } from "./cards.js";
 import { Desk } from "./desk.js";
 import { isFinished } from "./pursuit.js";
 
@@ -36,6 +36,9 @@ export class Gallery {
     /** @type {Map<string, Card>} */
     this.cards = new Map();
     setInterval(() => this.tick(), 1000);
+    // A held request doesn't notice that it is cut off; the person may know already.
+    window.addEventListener("offline", () => this.unfinished.forEach((card) => card.showConnection(OFFLINE)));
+    window.addEventListener("online", () => this.unfinished.forEach((card) => card.showConnection("")));
   }
 
   /** Show a task and follow it to its end. @param {Task} task @param {"first"|"last"} [place] */
@@ -102,12 +105,12 @@ export class Gallery {
     }
   }
 
-  /** Whether nothing is being made for this page. */
-  get idle() {
-    return [...this.cards.values()].every((card) => isFinished(this.taskOf(card)));
+  /** The cards of what is still being made. */
+  get unfinished() {
+    return [...this.cards.values()].filter((card) => !isFinished(this.taskOf(card)));
   }
 
   tick() {
-    for (const card of this.cards.values()) if (!isFinished(this.taskOf(card))) card.tick();
+    this.unfinished.forEach((card) => card.tick());
   }
 }

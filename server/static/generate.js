@@ -36,7 +36,7 @@ async function submit(wish) {
   composer.showProblem("");
   try {
     // With nothing before it, it begins at once: its first state is worth the moment, and a request less.
-    showCreated(submission, await submission.send(gallery.idle));
+    showCreated(submission, await submission.send(gallery.unfinished.length === 0));
     unanswered = null;
   } catch (error) {
     takeError(error);
