@@ -39,6 +39,17 @@ FIND_FAULTS = """() => {
 }"""
 
 
+# A page that is hidden until `looking` says otherwise; `waiting`: it has begun to wait for that.
+UNSEEN = """
+  Object.defineProperty(document, "visibilityState", { get: () => window.looking ?? "hidden" });
+  const listen = document.addEventListener.bind(document);
+  document.addEventListener = (name, ...rest) => {
+    window.waiting ||= name === "visibilitychange";
+    listen(name, ...rest);
+  };
+"""
+
+
 @pytest.fixture
 async def browser_of(alice: Person) -> AsyncIterator[Callable[..., Any]]:
     """Open a page of Alice's browser: `page, faults = await browser_of(alice)`; with it comes what goes wrong."""
@@ -106,12 +117,10 @@ async def test_a_page_that_nobody_looks_at_asks_for_no_figures(
     asked: list[str] = []
 
     page, _ = await browser_of(alice)
-    await page.add_init_script(
-        "Object.defineProperty(document, 'visibilityState', {get: () => window.looking ?? 'hidden'})"
-    )
+    await page.add_init_script(UNSEEN)
     page.on("request", lambda request: asked.append(request.url))
     await page.goto(str(alice.http.make_url("/ops")))
-    await page.evaluate("new Promise((resolve) => setTimeout(resolve, 500))")
+    await until(lambda: page.evaluate("window.waiting"))
     assert not [url for url in asked if "figures" in url]
     await page.evaluate("window.looking = 'visible'; document.dispatchEvent(new Event('visibilitychange'))")
     await until(lambda: [url for url in asked if "figures" in url])
