@@ -58,16 +58,8 @@ class Watched(Generic[S]):
     """One task that is watched, or was lately."""
 
     __slots__ = (
-        "_event",
-        "_followers",
-        "doubts",
-        "known",
-        "settled",
-        "snapshot",
-        "status_since",
-        "task_id",
-        "watchers",
-    )
+        "_event", "_followers", "doubts", "known", "settled", "snapshot", "status_since", "task_id", "watchers",
+    )  # fmt: skip
 
     def __init__(self, task_id: str) -> None:
         """Begin with knowing nothing."""
@@ -319,7 +311,7 @@ class Board(Generic[S]):
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
         watched.snapshot, watched.known = snapshot, True
-        if snapshot is not None and (before is None or not _goes_on(before, snapshot)):
+        if snapshot and not (before and before.status == snapshot.status and before.version <= snapshot.version):
             watched.status_since = snapshot.version
         if not was_known or _state(before) == _state(snapshot):
             return
@@ -398,11 +390,6 @@ def _version(snapshot: Snapshot | None) -> int | None:
 def _state(snapshot: Snapshot | None) -> tuple[int, str] | None:
     """The version alone isn't enough: a crash may lose commits that nobody waited for, and their numbers come again."""
     return None if snapshot is None else (snapshot.version, snapshot.status)
-
-
-def _goes_on(before: Snapshot, after: Snapshot) -> bool:
-    """Whether a task has come further with its status unchanged."""
-    return before.status == after.status and before.version <= after.version
 
 
 def _is_news(watched: Watched[S], version: str) -> bool:
