@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -22,12 +23,14 @@ from server.cookies import CookieSessions
 from server.errors import ConfigurationError, DatabaseUnavailable
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import Worker, worker_name
-from server.handlers.tasks import result_url
+from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.metrics import Metrics
 from server.observing import Observer
+from server.openapi.document import describe
 from server.parking import Parking
 from server.rates import Rates
 from server.routes import ROUTES
+from server.storage.backlog import BacklogCount
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -69,7 +72,13 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.RATES], app[keys.OBSERVER] = rates, observer
+    app[keys.BACKLOG], app[keys.STARTED_AT] = BacklogCount(database), time.time()
     app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
+    app[keys.DESCRIPTION] = describe(
+        config,
+        secure=is_https(config),
+        client_timeout_seconds=config.polling.hold_seconds + CLIENT_MARGIN_SECONDS,
+    )
     app.add_routes(ROUTES)
     _add_templates(app)
     _add_waiting(app, dsn)
@@ -260,6 +269,7 @@ def _static_version() -> str:
 
 def server_logger(metrics: Metrics) -> logging.Logger:
     """Return the logger for aiohttp's protocol: a malformed request is counted and sampled, never a traceback."""
-    logger = logging.Logger("aiohttp.server", logging.WARNING)  # noqa: LOG001 - one of its own for each application
+    # aiohttp thinks an unknown method worth no more than a debug message (web_protocol.py, `handle_error`).
+    logger = logging.Logger("aiohttp.server", logging.DEBUG)  # noqa: LOG001 - one of its own for each application
     logger.addHandler(logs.MalformedRequests(metrics.malformed_requests.inc))
     return logger

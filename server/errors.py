@@ -172,6 +172,12 @@ class UnsupportedMedia(Problem):
     status, code, title = 415, "unsupported_media_type", "Unsupported media type"
 
 
+class ExpectationFailed(Problem):
+    """The request has an Expect header that asks for something unknown."""
+
+    status, code, title = 417, "expectation_failed", "Expectation failed"
+
+
 class IdempotencyMismatch(Problem):
     """The idempotency key was used before, for a request with another body."""
 

@@ -13,6 +13,7 @@ from server.metrics import Metrics
 from server.observing import Observer, Trace
 from server.parking import Parking
 from server.rates import Rates
+from server.storage.backlog import BacklogCount
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -35,6 +36,7 @@ BOARD: Final = web.AppKey("board", Board[Task])
 WAITERS: Final = web.AppKey("waiters", Waiters)
 POLLING: Final = web.AppKey("polling", Polling[Task])
 BATCH_POLLING: Final = web.AppKey("batch polling", BatchPolling[Task])
+BACKLOG: Final = web.AppKey("backlog", BacklogCount)
 TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
@@ -42,6 +44,8 @@ SESSIONS: Final = web.AppKey("sessions", Sessions)
 COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 RATES: Final = web.AppKey("rates", Rates)
+DESCRIPTION: Final = web.AppKey("description", dict[str, object])  # of the API
+STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()
 
 
 TRACE: Final = web.RequestKey("trace", Trace)

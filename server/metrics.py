@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,9 @@ class Metrics:
             "longpoll_http_request_seconds", "Time to answer, without the time held", _ANSWERS, registry, "route"
         )
         self.malformed_requests = Counter(
-            "longpoll_malformed_requests", "Requests that were not HTTP", registry=registry
+            "longpoll_malformed_requests",
+            "Requests that were not HTTP, or expected what can't be had",
+            registry=registry,
         )
         self.crashes = Counter(
             "longpoll_request_crashes", "Requests that ended in an unforeseen error", registry=registry
@@ -131,6 +134,37 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return everything in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+    def value(self, name: str) -> float:
+        """Return the figure of this name, 0 if it has never been counted."""
+        return self.registry.get_sample_value(name) or 0.0
+
+    def polls_by_outcome(self) -> dict[str, int]:
+        """Return how many polls ended in which way."""
+        return {
+            sample.labels["outcome"]: int(sample.value)
+            for family in self.polls.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
+    def wake_quantile(self, share: float) -> float | None:
+        """Return the seconds from commit to reply that this share of the wakes took at most; None before the first.
+
+        Read from the histogram as Prometheus does: within a bucket, wakes count as spread evenly.
+        """
+        (family,) = self.wake_latency_seconds.collect()
+        buckets = [(float(s.labels["le"]), s.value) for s in family.samples if s.name.endswith("_bucket")]
+        wanted = share * buckets[-1][1]
+        if not wanted:
+            return None
+        lower = below = 0.0
+        for upper, count in buckets:
+            if count >= wanted:
+                share_of_bucket = (wanted - below) / (count - below)
+                return lower if math.isinf(upper) else lower + (upper - lower) * share_of_bucket
+            lower, below = upper, count
+        raise AssertionError("the last bucket holds all wakes")
 
     def summary(self) -> dict[str, float]:
         """Return the plain figures (no histogram buckets) for one log line."""

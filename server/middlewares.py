@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -21,14 +22,16 @@ from server.errors import (
     NotFound,
     PayloadTooLarge,
     Problem,
+    StorageError,
     Unavailable,
 )
+from server.identity import find_user
 from server.keys import TRACE, WAITERS
 from server.metrics import Metrics
 from server.observing import STATUS_OF_NOBODY, Observer, Trace
 from server.parking import CONNECTION, PARKED
 from server.rates import Rates
-from server.replies import problem_reply
+from server.replies import problem_reply, wants_page
 from server.wire import PRIVATE, REQUEST_ID, SECURITY_HEADERS
 
 _RULES: Final = {
@@ -37,6 +40,7 @@ _RULES: Final = {
     "/api/generate": "create",
     "/api/generate_advanced": "create",
 }
+_STATIC_ROUTE: Final = "/static/{filename}"
 
 
 def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
@@ -64,7 +68,8 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
             response.force_close()  # what follows in a broken body can't be told from a next request
         if request.app[WAITERS].draining:
             response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
-        _complete(response, trace.request_id, _route(request))
+        if not response.prepared:
+            complete(response, trace.request_id, shared=_route(request) == _STATIC_ROUTE and response.status < 400)
         return response
 
     return middleware
@@ -74,22 +79,30 @@ async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> we
     try:
         return await handler(request)
     except Problem as problem:
-        return await problem_reply(request, problem)
+        return await _refuse(request, problem)
     except web.HTTPException as error:
         if error.status < 400:
             return error
-        response = await problem_reply(request, _as_problem(error))
+        response = await _refuse(request, _as_problem(error))
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
     except DatabaseUnavailable as error:
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
-        return await problem_reply(request, Unavailable("The database can't be reached just now.", retry_after=wait))
+        return await _refuse(request, Unavailable("The database can't be reached just now.", retry_after=wait))
     except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
         metrics.crashes.inc()
         logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
-        return await problem_reply(request, Problem())
+        return await _refuse(request, Problem())
+
+
+async def _refuse(request: web.Request, problem: Problem) -> web.Response:
+    if wants_page(request) and request[TRACE].user is None:
+        # Not every handler asks who it is; the page shows it. Without a database, or a session: a stranger.
+        with contextlib.suppress(StorageError, RuntimeError):
+            await find_user(request)
+    return await problem_reply(request, problem)
 
 
 def _as_problem(error: web.HTTPException) -> Problem:
@@ -104,15 +117,14 @@ def _as_problem(error: web.HTTPException) -> Problem:
     return problem
 
 
-def _complete(response: web.StreamResponse, request_id: str, route: str) -> None:
-    if response.prepared:
-        return
+def complete(response: web.StreamResponse, request_id: str, *, shared: bool = False) -> None:
+    """Add the headers that every reply has. `shared`: it holds nothing that is anybody's own."""
     headers = response.headers
     headers[REQUEST_ID] = request_id
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
-    headers.setdefault("Cache-Control", "no-cache" if route == "/static" else PRIVATE)
+    headers.setdefault("Cache-Control", "no-cache" if shared else PRIVATE)
 
 
 def _route(request: web.Request) -> str:

@@ -17,7 +17,7 @@ POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/ba
 CLIENT_GONE: Final = "client_gone"
 STATUS_OF_NOBODY: Final = 499  # the client has gone, and nobody reads the reply
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
 
 
 @dataclass(slots=True)

@@ -380,8 +380,8 @@ class PollServer(web.Server):
     `begun` is told of each connection that aiohttp has got.
     """
 
-    def __init__(self, made: web.Server, parking: Parking) -> None:
-        """Be what aiohttp has made for its application."""
+    def __init__(self, made: web.Server, parking: Parking, handler: type[PollHandler] = PollHandler) -> None:
+        """Be what aiohttp has made for its application, with handlers of this class."""
         super().__init__(
             made.request_handler,
             request_factory=made.request_factory,
@@ -390,6 +390,7 @@ class PollServer(web.Server):
             **made._kwargs,  # noqa: SLF001
         )
         self._parking = parking
+        self._handler = handler
         self.begun: Callable[[Connection], None] = _ignore
 
     def __call__(self) -> Connection:  # type: ignore[override]
@@ -398,7 +399,7 @@ class PollServer(web.Server):
 
     def handler(self) -> PollHandler:
         """Return a handler for a connection on which bytes have come."""
-        return PollHandler(self, loop=self._loop, **self._kwargs)
+        return self._handler(self, loop=self._loop, **self._kwargs)
 
 
 class _Parked(web.StreamResponse):

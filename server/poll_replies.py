@@ -18,6 +18,7 @@ JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
 # Milliseconds after which to ask again, at random between the two, so that clients spread out.
 _RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
+LONGEST_RETRY_AFTER_MS: Final = max(longest for _, longest in _RETRY_AFTER_MS.values())
 
 
 @dataclass(frozen=True, slots=True)

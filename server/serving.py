@@ -19,8 +19,9 @@ from server.background import Background
 from server.config import Config
 from server.errors import ConfigurationError
 from server.metrics import Metrics
-from server.parking import KEEPALIVE_SECONDS, PollServer
+from server.parking import KEEPALIVE_SECONDS
 from server.port import Port
+from server.protocol import Runner
 from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
@@ -99,7 +100,7 @@ async def _migrate(config: Config, dsn: str) -> list[str]:
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return what runs the application, wherever its sockets come from."""
-    return _Runner(
+    return Runner(
         app,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
@@ -107,13 +108,6 @@ def make_runner(app: web.Application) -> web.AppRunner:
         keepalive_timeout=KEEPALIVE_SECONDS,
         shutdown_timeout=_LAST_REQUESTS_SECONDS,
     )
-
-
-class _Runner(web.AppRunner):
-    """Runs the application with handlers whose connections can be parked."""
-
-    async def _make_server(self) -> PollServer:
-        return PollServer(await super()._make_server(), self.app[keys.PARKING])
 
 
 @contextlib.asynccontextmanager

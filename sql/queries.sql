@@ -200,6 +200,11 @@ SELECT extract(epoch FROM min(CASE status WHEN 'pending' THEN run_after ELSE lea
   FROM public.image_generations
  WHERE status IN ('pending', 'processing');
 
+-- name: count_unfinished
+SELECT count(*) FILTER (WHERE status = 'pending') AS pending, count(*) FILTER (WHERE status = 'processing') AS processing
+  FROM public.image_generations
+ WHERE status IN ('pending', 'processing');
+
 -- name: cleanup_old_generations
 SELECT public.cleanup_old_generations();
 

@@ -25,12 +25,14 @@ from server.config import Config
 from server.storage.embedded import EmbeddedPostgres
 from server.storage.migrations import migrate
 from server.storage.users import User
+from tests.contract import Contract
 
 # A crash of this Postgres loses nothing that anybody wants: it needn't wait for the disk.
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 # Passwords of tests need no protection, and a server hashes one at each start.
 _CHEAP_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _numbers = itertools.count(1)
+CONTRACT = web.AppKey("contract", Contract)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -154,16 +156,24 @@ Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
 @pytest.fixture
 async def start(
     dsn: str, config: Config, aiohttp_client: Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
-) -> Start:
-    """Start a server on this test's database: `await start(polling={"sweep_seconds": 1})`; returns a stranger's client."""
+) -> AsyncIterator[Start]:
+    """Start a server on this test's database: `await start(polling={"sweep_seconds": 1})`; returns a stranger's client.
+
+    Whatever it answers is held against the description of the API.
+    """
     logs.configure(config.logging)
+    contracts: list[Contract] = []
 
     async def begin(use_dsn: str = dsn, **sections: Any) -> TestClient[web.Request, web.Application]:
         app = build_app(config.replace(**sections), use_dsn)
         app[keys.USERS]._hasher = _CHEAP_HASHER
+        contract = app[CONTRACT] = Contract(app[keys.DESCRIPTION])
+        contracts.append(contract)
+        app.on_response_prepare.append(contract.check)
         return await aiohttp_client(ProductionServer(app))
 
-    return begin
+    yield begin
+    assert [fault for contract in contracts for fault in contract.faults] == []
 
 
 class Person:

@@ -40,7 +40,7 @@ async def is_parked(person: Person) -> None:
 
 
 def handlers_alive() -> int:
-    return sum(type(each) is PollHandler for each in gc.get_objects())
+    return sum(isinstance(each, PollHandler) for each in gc.get_objects())
 
 
 async def test_while_a_poll_is_parked_nothing_of_aiohttps_is_alive(alice: Person, sql: Sql) -> None:

@@ -15,12 +15,12 @@ from tests.conftest import Person, Sql, Start
 # What anybody may ask for. Whoever adds a route must decide, and say so here.
 PUBLIC = {
     "GET /login", "GET /register", "POST /api/auth/register", "POST /api/auth/login", "POST /api/auth/logout",
-    "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs",
+    "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs", "GET /static/{filename}",
 }  # fmt: skip
 # What needs a login, and names no task and no token. Whoever adds a route must decide here, too.
 NAMES_NOTHING = {
     "GET /", "GET /tasks", "POST /api/generate", "POST /api/generate_advanced", "GET /api/generate/tasks",
-    "GET /api/auth/tokens", "POST /api/auth/tokens",
+    "GET /api/auth/tokens", "POST /api/auth/tokens", "GET /ops", "GET /ops/figures",
 }  # fmt: skip
 # How the others name one, if not in their path.
 NAMES_IT: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -28,6 +28,7 @@ NAMES_IT: dict[str, Callable[[str], dict[str, Any]]] = {
     "GET /api/generate/status/batch": lambda task_id: {"params": {"task": f"{task_id}:1"}},
     "POST /api/generate/cancel": lambda task_id: {"json": {"taskId": task_id}},
 }
+ANY = {"task_id": "some-task", "token_id": "some-token", "filename": "longpoll.js"}
 PAGE = {"Accept": "text/html"}
 
 
@@ -40,7 +41,7 @@ def routes() -> list[tuple[str, str]]:
 async def test_strangers_are_turned_away_from_all_that_is_not_public(start: Start) -> None:
     client = await start()
     for method, path in routes():
-        name, url = f"{method} {path}", path.format(task_id="some-task", token_id="some-token")
+        name, url = f"{method} {path}", path.format_map(ANY)
         if name in PUBLIC:
             continue
         for headers in ({}, PAGE, {"Cookie": "longpoll=wrong"}, {"Authorization": "Bearer lp_wrong"}):
@@ -63,7 +64,8 @@ async def test_what_is_public_needs_no_login(start: Start) -> None:
     client = await start()
     for method, path in routes():
         if f"{method} {path}" in PUBLIC:
-            async with client.request(method, path, allow_redirects=False) as reply:
+            url = path.format(filename="longpoll.js")
+            async with client.request(method, url, allow_redirects=False) as reply:
                 assert reply.status not in {401, 403, 404, 500}, path
 
 

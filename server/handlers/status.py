@@ -26,6 +26,7 @@ from server.waiting.batches import BatchQuestion
 from server.waiting.polling import Answer, Question, Until
 
 MAX_BATCH: Final = 50
+LONGEST_GATHER_SECONDS: Final = 2.0
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"')
 
@@ -77,7 +78,7 @@ async def batch(request: web.Request) -> web.Response:
         request.app[RATES].check_poll(user.user_id)
         question = read_batch_question(request, user.user_id)
         answer = await request.app[BATCH_POLLING].answer(question)
-    request.app[OBSERVER].poll_finished(request[TRACE], answer.reason, answer.held_seconds, answer.changed)
+    request.app[OBSERVER].poll_finished(request[TRACE], answer.reason, answer.held_seconds, answer.prompt)
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
@@ -113,7 +114,8 @@ def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]
     tagged = None if "version" in query else _tagged_version(request, task_id)
     version = parameters.version(query["version"]) if "version" in query else tagged
     seconds = preferred if preferred is not None else _wait(request)
-    question = Question(task_id, user_id, version, seconds, _until(query.get("until")), _client(request))
+    until = parameters.until(query.get("until"), Until.CHANGE)
+    question = Question(task_id, user_id, version, seconds, until, _client(request))
     return question, PLAIN if preferred is None and tagged is None else Manner(preferred, tagged)
 
 
@@ -134,7 +136,8 @@ def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
         if task_id in versions:
             raise BadRequest(f"The task {task_id[:64]} is there twice.")
         versions[task_id] = parameters.version(version) if version else 0
-    return BatchQuestion(versions, user_id, _wait(request), _client(request))
+    gather = parameters.seconds(request.query.get("gather", "0"), LONGEST_GATHER_SECONDS, name="gather")
+    return BatchQuestion(versions, user_id, _wait(request), _client(request), gather)
 
 
 def _wait(request: web.Request) -> float:
@@ -150,13 +153,6 @@ def _client(request: web.Request) -> str | None:
     if client is not None and not _CLIENT.match(client):
         raise BadRequest("c must be 1 to 64 letters, digits, - or _: a random name for the page that polls.")
     return client
-
-
-def _until(value: str | None) -> Until:
-    try:
-        return Until(value or Until.CHANGE)
-    except ValueError:
-        raise BadRequest(f"until must be one of: {', '.join(Until)}.") from None
 
 
 def _tagged_version(request: web.Request, task_id: str) -> int | None:

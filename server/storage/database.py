@@ -157,6 +157,16 @@ class Database:
         """How many statements are running or waiting for a connection."""
         return len(self._running)
 
+    @property
+    def pool_size(self) -> int:
+        """How many connections there may be."""
+        return self._pool_size
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, besides those of their own such as the listener's."""
+        return self._pool.size if self._pool is not None else 0
+
     async def open(self) -> None:
         """Connect once, so that a wrong DSN is noticed now.
 

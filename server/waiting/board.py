@@ -275,6 +275,8 @@ class Board(Generic[S]):
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
         watched.snapshot, watched.known = snapshot, True
+        if snapshot and not (before and before.status == snapshot.status and before.version <= snapshot.version):
+            watched.status_since = snapshot.version
         if not was_known or _state(before) == _state(snapshot):
             return
         if repairing and watched.watchers:

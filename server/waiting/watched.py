@@ -46,12 +46,23 @@ class Follower(Protocol):
 class Watched(Generic[S]):
     """One task that is watched, or was lately."""
 
-    __slots__ = ("_event", "_followers", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
+    __slots__ = (
+        "_event",
+        "_followers",
+        "doubts",
+        "known",
+        "settled",
+        "snapshot",
+        "status_since",
+        "task_id",
+        "watchers",
+    )
 
     def __init__(self, task_id: str) -> None:
         """Begin with knowing nothing."""
         self.task_id = task_id
         self.snapshot: S | None = None
+        self.status_since = 0  # the lowest version that we know to have the snapshot's status
         self.known = False
         self.doubts = 1
         self.settled = 0
