@@ -28,6 +28,7 @@ from server.metrics import Metrics
 from server.observing import Observer
 from server.openapi.document import describe
 from server.parking import Parking
+from server.pulse import Pulse
 from server.rates import Rates
 from server.routes import ROUTES
 from server.storage.backlog import BacklogCount
@@ -73,7 +74,7 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.RATES], app[keys.OBSERVER] = rates, observer
     app[keys.BACKLOG], app[keys.STARTED_AT] = BacklogCount(database), time.time()
-    app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
+    app[keys.BACKGROUND], app[UPLOADS], app[keys.PULSE] = Background(metrics), Uploads(), Pulse()
     app[keys.DESCRIPTION] = describe(
         config,
         secure=is_https(config),
@@ -163,6 +164,11 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     metrics.gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
     metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
     metrics.gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
+    metrics.gauge(
+        "longpoll_loop_stop_seconds",
+        "Longest stop of the event loop within the last minute",
+        lambda: app[keys.PULSE].longest_stop_seconds,
+    )
     metrics.gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
 
 
@@ -188,6 +194,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         background.start("listener", app[keys.LISTENER].run())
         background.start("board", app[keys.BOARD].run())
         await wait_until_heard(app[keys.LISTENER])
+        background.start("pulse", app[keys.PULSE].beat())
         background.start("metrics", log_metrics(app[keys.METRICS], config.logging.snapshot_seconds))
         background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run())
         background.start("cleaning", _clean_now_and_then(Cleaning(database), app[keys.IMAGES]))

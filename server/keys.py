@@ -12,6 +12,7 @@ from server.cookies import CookieSessions
 from server.metrics import Metrics
 from server.observing import Observer, Trace
 from server.parking import Parking
+from server.pulse import Pulse
 from server.rates import Rates
 from server.storage.backlog import BacklogCount
 from server.storage.database import Database
@@ -29,6 +30,7 @@ CONFIG: Final = web.AppKey("config", Config)
 METRICS: Final = web.AppKey("metrics", Metrics)
 OBSERVER: Final = web.AppKey("observer", Observer)
 PARKING: Final = web.AppKey("parking", Parking)
+PULSE: Final = web.AppKey("pulse", Pulse)
 BACKGROUND: Final = web.AppKey("background", Background)
 DATABASE: Final = web.AppKey("database", Database)
 LISTENER: Final = web.AppKey("listener", Listener)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
 import ssl
 import sys
@@ -22,6 +21,7 @@ from server.metrics import Metrics
 from server.parking import KEEPALIVE_SECONDS
 from server.port import Port
 from server.protocol import Runner
+from server.pulse import keep_tame, tame_collector
 from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
@@ -124,6 +124,7 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
         number = await port.open(runner.server)
         tame_collector()
+        app[keys.BACKGROUND].start("collector", keep_tame(app[keys.WAITERS].__len__))
         try:
             yield number
         finally:
@@ -147,17 +148,6 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"server.tls_certificate or tls_key can't be used: {error}") from error
     return context
-
-
-def tame_collector() -> None:
-    """Keep the garbage collector from walking over every held request again and again.
-
-    Held requests are many, long-lived and without cycles: with the default thresholds a full collection stops the loop
-    for 0.4 s at 10,000 of them. What exists now lives as long as the process.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _announce(config: Config, port: int, where: str, app: web.Application) -> None:
