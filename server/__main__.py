@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from server import config, descriptors, logs, serving
+from server import config, descriptors, logs, serving, supervising
 from server.doctor import examination
 from server.errors import ServerError
 from server.storage.embedded import EmbeddedPostgres
@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         with _postgres(settings) as (dsn, where):
             if options.command == "doctor":
                 return asyncio.run(examination.run(settings, dsn, options.url))
+            if options.command == "serve" and options.processes > 1:
+                return asyncio.run(supervising.serve(settings, dsn, where, options.processes))
             return asyncio.run(_COMMANDS[options.command](settings, dsn, where))
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -43,8 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server", description="A long-poll task server.")
     parser.add_argument("--config", type=Path, help="the settings file; by default config.toml here, if there is one")
     commands = parser.add_subparsers(dest="command")
-    parser.set_defaults(command="serve")
-    commands.add_parser("serve", help="run everything: Postgres if none is configured, migrations, web server, workers")
+    parser.set_defaults(command="serve", processes=1)
+    serve = commands.add_parser(
+        "serve", help="run everything: Postgres if none is configured, migrations, web server, workers"
+    )
+    serve.add_argument(
+        "--processes", type=_count, default=1, help="how many serve on one port; the first has the workers"
+    )
     commands.add_parser("worker", help="run workers only; as many processes of them as you like")
     commands.add_parser("migrate", help="bring the schema up to date, and stop")
     look = commands.add_parser("doctor", help="check a deployment: Postgres, limits, and what stands in front")
@@ -53,6 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
     certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
     return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError("it must be a whole number from 1 to 64")
+    return int(text)
 
 
 def _config_file(given: Path | None) -> Path | None:

@@ -30,6 +30,8 @@ SERVER_STARTED = "server.started"
 SERVER_STOPPING = "server.stopping"
 SERVER_STOPPED = "server.stopped"
 TASK_DIED = "task.died"
+PROCESS_STARTED = "process.started"
+PROCESS_DIED = "process.died"
 LIBRARY_WARNED = "library.warned"
 
 QUERY_FAILED = "query.failed"

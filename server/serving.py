@@ -35,7 +35,7 @@ _DRAIN_PATIENCE_SECONDS: Final = 10.0
 
 async def serve(config: Config, dsn: str, where: str) -> int:
     """Bring the schema up to date and serve until SIGINT or SIGTERM."""
-    await _migrate(config, dsn)
+    await bring_up_to_date(config, dsn)
     app = build_app(config, dsn)
     async with running(app, config) as port:
         _announce(config, port, where, app)
@@ -47,7 +47,7 @@ async def serve(config: Config, dsn: str, where: str) -> int:
 
 async def work(config: Config, dsn: str, _where: str) -> int:
     """Run workers, without a web server, until SIGINT or SIGTERM."""
-    await _migrate(config, dsn)
+    await bring_up_to_date(config, dsn)
     metrics = Metrics()
     background = Background(metrics)
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
@@ -86,12 +86,13 @@ async def work(config: Config, dsn: str, _where: str) -> int:
 
 async def migrate(config: Config, dsn: str, _where: str) -> int:
     """Bring the schema up to date, and say what was done."""
-    applied = await _migrate(config, dsn)
+    applied = await bring_up_to_date(config, dsn)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to do: the schema is up to date")
     return 0
 
 
-async def _migrate(config: Config, dsn: str) -> list[str]:
+async def bring_up_to_date(config: Config, dsn: str) -> list[str]:
+    """Apply the migrations that are missing; returns their names."""
     database = config.database
     if not database.admin_dsn:
         return await migrations.migrate(dsn)
