@@ -1,4 +1,4 @@
-"""The command line: `python -m server [serve|worker|migrate|doctor|certificate]`."""
+"""The command line: `python -m server [serve|worker|migrate|doctor|certificate|loadtest]`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from server import config, doctor, logs, serving
 from server.errors import ServerError
+from server.loadtest import options as loadtest
 from server.storage.embedded import EmbeddedPostgres
 
 
@@ -23,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
             return _make_certificate(options)
         if options.command == "doctor":
             return _examine(options)
+        if options.command == "loadtest":
+            return _load(options)
         settings = config.load(_config_file(options.config), os.environ)
         logs.configure(settings.logging)
         with _postgres(settings) as (dsn, where):
@@ -53,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     certificate = commands.add_parser("certificate", help="make a self-signed certificate, to try https with")
     certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
     certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
+    load = commands.add_parser("loadtest", help="hold many polls on a server, change their tasks, and say what it cost")
+    loadtest.add_arguments(load)
     return parser
 
 
@@ -93,6 +98,12 @@ def _examine(options: argparse.Namespace) -> int:
         site = doctor.Site(options.url, options.token) if options.url else None
         asyncio.run(doctor.examine(report, doctor.Deployment(settings, dsn), site))
     return report.close()
+
+
+def _load(options: argparse.Namespace) -> int:
+    from server.loadtest import command  # noqa: PLC0415 - only this command needs the library that draws tables
+
+    return command.run(options)
 
 
 def _make_certificate(options: argparse.Namespace) -> int:
