@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import NoReturn
 
@@ -17,8 +17,8 @@ from server.loadtest.by_http import HttpStage
 from server.loadtest.by_sql import SqlStage
 from server.loadtest.control import Control
 from server.loadtest.figures import Earlier, Figures
-from server.loadtest.generator import Part, Plan
 from server.loadtest.measures import Gauge
+from server.loadtest.messages import Part, Plan
 from server.loadtest.options import Options
 from server.loadtest.processes import Generators
 from server.loadtest.run import Display, Means, Run
@@ -59,11 +59,27 @@ def measure(options: Options, display: Display) -> Figures:
     with contextlib.closing(control):
         if "longpoll_held_connections" not in control.metrics() and control.request("GET", "/healthz").status != 200:
             raise LoadTestError(f"{options.url} is not this project's server: it has no /healthz")
-        with _stage(options, control) as stage, Generators(plan(options, target, stage.tasks)) as generators:
-            return patterns.carry_out(Run(options, Means(stage, generators, server, control.metrics, display)))
+        return carry_out(options, target, _stage(options, control), server, control.metrics, display)
 
 
-def plan(options: Options, target: Target, tasks: Sequence[Task]) -> list[Plan]:
+def carry_out(
+    options: Options,
+    target: Target,
+    stage: Stage,
+    server: Gauge,
+    statistics: Callable[[], Mapping[str, float]],
+    display: Display,
+) -> Figures:
+    """Load any kind of server; returns the figures. `statistics` gives the server's own figures, if it has some.
+
+    Raises:
+        LoadTestError: it can't be done.
+    """
+    with stage, Generators(_plan(options, target, stage.tasks)) as generators:
+        return patterns.carry_out(Run(options, Means(stage, generators, server, statistics, display)))
+
+
+def _plan(options: Options, target: Target, tasks: Sequence[Task]) -> list[Plan]:
     """Deal the clients out to the processes, and the tasks to the clients: each in turn."""
     sources = given_options.source_addresses(options.host, options.clients)
     parts = [Part(number, *_task_of(tasks, number), sources[number]) for number in range(options.clients)]

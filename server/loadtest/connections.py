@@ -176,7 +176,8 @@ class Client:
             self._fail("unreadable reply")
             return
         self.waiting = False
-        self.version, self.cursor = answer.version, answer.cursor
+        if answer.cursor is not None:
+            self.version, self.cursor = answer.version, answer.cursor
         if _CLOSE.search(reply, 0, body):
             self._owner.unwatch(self)
             self.close()

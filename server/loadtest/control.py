@@ -39,14 +39,18 @@ class Control:
         self._name = f"http://{host}:{port}"
 
     def request(
-        self, method: str, path: str, body: Mapping[str, object] | None = None, headers: Mapping[str, str] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """Send a request, JSON if it has a body; returns the whole reply, whatever its status.
 
         Raises:
             LoadTestError: nobody answers.
         """
-        content = None if body is None else orjson.dumps(body)
+        content = body if body is None or isinstance(body, bytes) else orjson.dumps(body)
         sent = {**(headers or {}), **({} if content is None else {"Content-Type": "application/json"})}
         for attempt in (1, 2):
             try:

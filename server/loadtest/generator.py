@@ -9,104 +9,26 @@ from __future__ import annotations
 import gc
 import heapq
 import itertools
-import resource
 import signal
+import sys
 import time
 from array import array
 from collections import Counter, deque
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from multiprocessing.connection import Connection
 from selectors import EVENT_READ, DefaultSelector
-from typing import Final, NamedTuple
+from typing import Final
 
 from server.loadtest.connections import Client
-from server.loadtest.targets import Answer, Target
+from server.loadtest.descriptors import raise_limit
+from server.loadtest.messages import FINAL, Counts, Harvest, Order, Pending, Plan
+from server.loadtest.targets import Answer
 
 # What follows a failure, lest a server that refuses is asked as fast as we can.
 _FAILURE_PAUSE_SECONDS: Final = 0.5
 _TELL_EVERY_SECONDS: Final = 0.1
 # So many connects before the sockets are looked at again.
 _BURST: Final = 50
-DESCRIPTORS_BESIDE: Final = 64
-FINAL: Final = 32
-
-
-class Order(StrEnum):
-    """What the conductor may say."""
-
-    OPEN = "open"
-    ASK = "ask"
-    GO_ON = "go on"
-    PAUSE = "pause"
-    COLLECT = "collect"
-
-
-class Part(NamedTuple):
-    """One client: its number, the task's id and version, the bearer token's secret, the address to come from."""
-
-    client: int
-    task_id: str
-    version: int
-    secret: str
-    source: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What one process is to do. `interval`: ask every so many seconds instead of after each answer; 0: hold."""
-
-    target: Target
-    parts: Sequence[Part]
-    interval: float = 0.0
-
-
-class Counts(NamedTuple):
-    """How things stand in one process. `waiting`: polls that were sent and not answered; `idle`: will ask when told."""
-
-    opened: int
-    waiting: int
-    idle: int
-    final: int
-    replies: int
-    failures: int
-
-
-class Record(NamedTuple):
-    """One reply. `reason` carries `FINAL` if the task had ended."""
-
-    client: int
-    asked: int
-    version: int
-    reason: int
-    sent: float
-    arrived: float
-
-
-class Pending(NamedTuple):
-    """A poll without an answer."""
-
-    client: int
-    asked: int
-    sent: float
-
-
-@dataclass(frozen=True, slots=True)
-class Harvest:
-    """Everything that happened in one process since the last harvest, and what it cost so far in CPU seconds."""
-
-    records: array[float]
-    pending: list[Pending]
-    failures: Counter[str]
-    connected_at: array[float]
-    cpu_seconds: float
-
-    def replies(self) -> list[Record]:
-        """Return the replies, in the order of their arrival."""
-        numbers = iter(self.records)
-        rows = zip(*[numbers] * len(Record._fields), strict=True)
-        return [Record(int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5]) for row in rows]
 
 
 @dataclass(slots=True)
@@ -162,7 +84,12 @@ class Generator:
                 self._ask_who_is_due()
                 self._tell()
         except (EOFError, OSError):
-            return  # the conductor has hung up
+            pass  # the conductor has hung up
+        finally:
+            for client in self._clients:
+                client.close()
+            self._selector.close()
+            self._link.close()
 
     # What clients tell ---------------------------------------------------------------------------------------------
 
@@ -190,7 +117,7 @@ class Generator:
         self._waiting -= 1
         self._replies += 1
         reason = answer.reason | FINAL if answer.final else answer.reason
-        self._kept.records.extend((client.index, client.asked_version, answer.version, reason, client.sent, arrived))
+        self._kept.records.extend((client.index, client.asked_version, client.version, reason, client.sent, arrived))
         if answer.final:
             self._final += 1
         elif self._interval:
@@ -276,17 +203,18 @@ class Generator:
         self._tell_at = now + _TELL_EVERY_SECONDS
 
 
-def main(plan: Plan, link: Connection) -> None:
-    """Run a generator process. Ctrl-C is for the conductor, which hangs up when all is cleaned."""
+def main(descriptor: int) -> None:
+    """Run a generator process, whose link to the conductor is this descriptor.
+
+    Ctrl-C is for the conductor, which hangs up when all is cleaned.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise_descriptor_limit()
+    raise_limit()
+    link = Connection(descriptor)
+    plan = link.recv()
     gc.disable()  # nothing here makes cycles, and a collection would stop the clock
     Generator(plan, link).run()
 
 
-def raise_descriptor_limit() -> int:
-    """Let this process have as many descriptors as it may; returns how many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from server.loadtest.generator import FINAL, Pending, Record
+from server.loadtest.messages import FINAL, Pending, Record
 from server.loadtest.stages import Commit
 from server.loadtest.targets import Reason
 

@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from server.errors import LoadTestError
-from server.loadtest.generator import DESCRIPTORS_BESIDE, raise_descriptor_limit
+from server.loadtest import descriptors
 
 PATTERNS: Final = ("one", "storm", "broadcast", "steady")
 _RATES: Final = {"one": 20.0, "steady": 100.0}
@@ -160,7 +160,7 @@ def _address(url: str, *, remote: bool) -> tuple[str, int]:
 
 
 def _processes(clients: int, wanted: int) -> int:
-    most = raise_descriptor_limit() - DESCRIPTORS_BESIDE
+    most = descriptors.raise_limit() - descriptors.BESIDE
     needed = -(-clients // most)
     if wanted and wanted < needed:
         raise LoadTestError(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import os
+import socket
+import subprocess
+import sys
 import time
 from array import array
 from collections import Counter
@@ -14,8 +17,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from server.errors import LoadTestError
-from server.loadtest import generator
-from server.loadtest.generator import Counts, Harvest, Order, Pending, Plan, Record
+from server.loadtest.messages import Counts, Harvest, Order, Pending, Plan, Record
 
 _LEAVE_SECONDS: Final = 5.0
 _HARVEST_SECONDS: Final = 60.0
@@ -40,20 +42,14 @@ class Generators:
         """Take note of one plan for each process."""
         self._plans = plans
         self._links: list[Connection] = []
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
         self._counts: list[Counts] = []
 
     def __enter__(self) -> Self:
-        # A fresh interpreter for each: nothing of ours (a database connection, a thread of the display) is copied.
-        context = multiprocessing.get_context("spawn")
         for plan in self._plans:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=generator.main, args=(plan, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._links.append(ours)
-            self._processes.append(process)
-            self._counts.append(_NOTHING)
+            self._start(plan)
+        for link in self._links:
+            _receive(link)  # the first word: it is ready, and its start is not part of what a run costs
         return self
 
     def __exit__(
@@ -62,10 +58,11 @@ class Generators:
         for link in self._links:
             link.close()
         for process in self._processes:
-            process.join(_LEAVE_SECONDS)
-            if process.is_alive():
+            try:
+                process.wait(_LEAVE_SECONDS)
+            except subprocess.TimeoutExpired:
                 process.kill()
-                process.join()
+                process.wait()
 
     @property
     def counts(self) -> Counts:
@@ -128,7 +125,19 @@ class Generators:
     @property
     def process_ids(self) -> list[int]:
         """The processes' numbers, to measure what they cost."""
-        return [process.pid for process in self._processes if process.pid is not None]
+        return [process.pid for process in self._processes]
+
+    def _start(self, plan: Plan) -> None:
+        # An interpreter that imports no more than it needs; a fork would copy our database connection and display.
+        ours, theirs = socket.socketpair()
+        with theirs:
+            arguments = [sys.executable, "-m", "server.loadtest.generator", str(theirs.fileno())]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
+            process = subprocess.Popen(arguments, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        self._processes.append(process)
+        self._links.append(Connection(ours.detach()))
+        self._counts.append(_NOTHING)
+        _send(self._links[-1], plan)
 
     def _order(self, order: Order) -> None:
         for link in self._links:

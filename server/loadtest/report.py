@@ -15,7 +15,7 @@ from rich.table import Table
 
 from server.loadtest import plots
 from server.loadtest.figures import KINDS, Earlier, Figures
-from server.loadtest.generator import Counts
+from server.loadtest.messages import Counts
 
 _BAR_WIDTH: Final = 50
 _MUST_BE_ZERO: Final = frozenset({"errors", "without_reason", "repaired", "lost"})

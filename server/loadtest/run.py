@@ -12,9 +12,9 @@ from typing import Final, NamedTuple, Protocol
 
 from server.errors import LoadTestError
 from server.loadtest.figures import Figures, percentile
-from server.loadtest.generator import Counts, Record
 from server.loadtest.judging import Judge, Judgement
 from server.loadtest.measures import Gauge
+from server.loadtest.messages import Counts, Record
 from server.loadtest.options import Options
 from server.loadtest.processes import Generators
 from server.loadtest.stages import Commit, Stage

@@ -20,11 +20,14 @@ class Reason(IntEnum):
 
 
 class Answer(NamedTuple):
-    """What a reply says. `cursor` is what the next poll names as seen; `final`: there is nothing more to ask for."""
+    """What a reply says. `cursor` is what the next poll names as seen; `final`: there is nothing more to ask for.
+
+    A reply that tells nothing of the state has no cursor; then the version means nothing, and the client keeps both.
+    """
 
     version: int
     reason: Reason
-    cursor: bytes
+    cursor: bytes | None
     pause_seconds: float = 0.0
     final: bool = False
 

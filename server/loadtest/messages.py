@@ -1,0 +1,90 @@
+"""What conductor and generator processes say to each other. A module of its own, for it is pickled on both sides."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from server.loadtest.targets import Target
+
+FINAL: Final = 32
+
+
+class Order(StrEnum):
+    """What the conductor may say."""
+
+    OPEN = "open"
+    ASK = "ask"
+    GO_ON = "go on"
+    PAUSE = "pause"
+    COLLECT = "collect"
+
+
+class Part(NamedTuple):
+    """One client: its number, the task's id and version, the bearer token's secret, the address to come from."""
+
+    client: int
+    task_id: str
+    version: int
+    secret: str
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one process is to do. `interval`: ask every so many seconds instead of after each answer; 0: hold."""
+
+    target: Target
+    parts: Sequence[Part]
+    interval: float = 0.0
+
+
+class Counts(NamedTuple):
+    """How things stand in one process. `waiting`: polls that were sent and not answered; `idle`: will ask when told."""
+
+    opened: int
+    waiting: int
+    idle: int
+    final: int
+    replies: int
+    failures: int
+
+
+class Record(NamedTuple):
+    """One reply. `reason` carries `FINAL` if the task had ended."""
+
+    client: int
+    asked: int
+    version: int
+    reason: int
+    sent: float
+    arrived: float
+
+
+class Pending(NamedTuple):
+    """A poll without an answer."""
+
+    client: int
+    asked: int
+    sent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """Everything that happened in one process since the last harvest, and what it cost so far in CPU seconds."""
+
+    records: array[float]
+    pending: list[Pending]
+    failures: Counter[str]
+    connected_at: array[float]
+    cpu_seconds: float
+
+    def replies(self) -> list[Record]:
+        """Return the replies, in the order of their arrival."""
+        numbers = iter(self.records)
+        rows = zip(*[numbers] * len(Record._fields), strict=True)
+        return [Record(int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5]) for row in rows]
