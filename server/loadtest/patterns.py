@@ -76,11 +76,10 @@ def _steady(run: Run) -> None:
 def _poll(run: Run) -> None:
     """Do as the guide does: ask again and again, at once answered each time."""
     options = run.options
-    run.generators.open(min(options.connect_rate, options.clients / options.interval))
-    patience = options.clients / options.connect_rate + 2 * options.interval + 5
-    held = run.watch("connecting", patience, options.clients, lambda counts: min(counts.opened, counts.replies))
-    run.gather()
-    run.note(clients=options.clients, tasks=options.tasks, held=options.clients if held else 0)
+    rate = min(options.connect_rate, options.clients / options.interval)  # spread over the interval
+    run.connect_everybody(rate, lambda counts: min(counts.opened, counts.replies), 2 * options.interval + 5)
+    counts = run.generators.counts
+    run.note(clients=options.clients, tasks=options.tasks, held=min(counts.opened, counts.replies, options.clients))
     said, before, replies = run.statistics(), run.costs(), run.generators.counts.replies
     _change_at_a_rate(run, "polling")
     _note_traffic(run, said, before, replies)

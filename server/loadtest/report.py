@@ -39,6 +39,7 @@ class LiveDisplay:
             disable=not console.is_terminal,
         )
         self._bar: TaskID | None = None
+        self._name = ""
         self._shown_at = 0.0
 
     def __enter__(self) -> Self:
@@ -53,7 +54,10 @@ class LiveDisplay:
 
     def phase(self, name: str, total: float) -> None:
         """Begin a part of the run."""
+        if self._bar is not None and self._name == name:
+            return  # the same part goes on
         self._end_bar()
+        self._name = name
         if not self._console.is_terminal:
             self._console.print(f"{name} …", highlight=False)
         self._bar = self._progress.add_task(name, total=total, said="")

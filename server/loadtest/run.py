@@ -24,6 +24,7 @@ from server.loadtest.targets import Reason
 _LATENESS_SECONDS: Final = 5.0
 # After the last connect: a server that answers at once instead of holding has done so by then.
 _SETTLE_SECONDS: Final = 0.5
+_CHECK_SECONDS: Final = 1.0
 _PAUSE_REACHES_SECONDS: Final = 0.05
 _SAMPLE_SECONDS: Final = 0.02
 _QUIET_SAMPLES: Final = 5
@@ -94,7 +95,8 @@ class Run:
         self.changes = 0
         self.display = means.display
         self._tester = Gauge(self.generators.process_ids)
-        self._failures: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self._connected_at = array("d")
 
     # Cost ----------------------------------------------------------------------------------------------------------
 
@@ -113,6 +115,23 @@ class Run:
 
     # Everybody comes -------------------------------------------------------------------------------------------------
 
+    def connect_everybody(self, rate: float, done: Callable[[Counts], float], seconds: float) -> None:
+        """Connect all clients, so many a second, and wait until all of them are `done`; the others are told of later.
+
+        Raises:
+            LoadTestError: the server refuses, or not one of them came so far.
+        """
+        self.generators.open(rate)
+        end = time.monotonic() + self.options.clients / rate + seconds
+        reached = False
+        while not reached and time.monotonic() < end:
+            reached = self.watch("connecting", _CHECK_SECONDS, self.options.clients, done)
+            self.gather(must_hold=self.options.holds)
+        self.generators.listen_until(time.monotonic() + _SETTLE_SECONDS)
+        self.gather(must_hold=self.options.holds)
+        if not done(self.generators.counts):
+            raise LoadTestError(f"not one poll came through: {_listed(self.failures) or 'nobody answers'}")
+
     def hold_everybody(self) -> None:
         """Connect all clients and see them held; measures what that takes.
 
@@ -121,18 +140,15 @@ class Run:
         """
         options, before = self.options, self.server.kilobytes()
         self.generators.go_on()
-        self.generators.open(options.connect_rate)
-        patience = options.clients / options.connect_rate + options.wait + _LATENESS_SECONDS
-        self.watch("connecting", patience, options.clients, lambda counts: counts.waiting)
-        self.generators.listen_until(time.monotonic() + _SETTLE_SECONDS)
-        connected_at = self.gather(require_holding=True)[0]
+        patience = options.wait + _LATENESS_SECONDS
+        self.connect_everybody(options.connect_rate, lambda counts: counts.waiting, patience)
         idle = self._idle()
         held, kilobytes = self.generators.counts.waiting, self.server.kilobytes()
         self.note(
             clients=options.clients,
             tasks=options.tasks,
             held=held,
-            connects_per_second=_rate(connected_at),
+            connects_per_second=_rate(self._connected_at),
             kilobytes_per_held=(kilobytes - before) / held if self.server and held else None,
             idle_cpu_percent=100 * idle.server / idle.at if self.server and idle.at else None,
         )
@@ -163,22 +179,23 @@ class Run:
 
     # What was heard ----------------------------------------------------------------------------------------------------
 
-    def gather(self, *, require_holding: bool = False) -> tuple[array[float], list[Record]]:
-        """Take what has happened, and judge it; returns the times of connects and the replies.
+    def gather(self, *, must_hold: bool = False) -> list[Record]:
+        """Take what has happened, and judge it; returns the replies.
 
         Raises:
-            LoadTestError: the server doesn't do what is to be measured.
+            LoadTestError: the server refuses to do what is to be measured.
         """
         gathered = self.generators.harvest()
         found = self.judge.judge(gathered.records, gathered.pending, time.monotonic())
         self.found.add(found)
-        self._failures += gathered.failures
-        if self._failures["HTTP 429"]:
+        self.failures += gathered.failures
+        self._connected_at.extend(gathered.connected_at)
+        if self.failures["HTTP 429"]:
             raise LoadTestError(_LIMITS_HINT)
         for reason, hint in _HINTS.items():
-            if require_holding and found.reasons[reason]:
+            if must_hold and found.reasons[reason]:
                 raise LoadTestError(hint.format(clients=self.options.clients))
-        return gathered.connected_at, gathered.records
+        return gathered.records
 
     def committed(self, commits: Sequence[Commit]) -> None:
         """Take note of changes."""
@@ -199,7 +216,7 @@ class Run:
         patience = self.options.wait + _LATENESS_SECONDS
         self.watch(name, patience, everybody, lambda counts: everybody - counts.waiting)
         costs = self.costs().since(before)
-        records = self.gather()[1]
+        records = self.gather()
         woken = sum(record.version > record.asked for record in records)
         return Burst(commits, records, costs, woken)
 
@@ -265,7 +282,7 @@ class Run:
         self.gather()
         found, figures = self.found, self.figures
         figures.wakes_ms = [seconds * 1000 for seconds in found.wakes]
-        figures.failures = dict(self._failures)
+        figures.failures = dict(self.failures)
         figures.reasons = {reason.name.lower(): count for reason, count in found.reasons.items()}
         if found.wakes and self.options.holds:
             sent = percentile(found.wakes_from_sent, 50) * 1000
@@ -278,7 +295,7 @@ class Run:
             changes=self.changes,
             server_cpu_seconds=spent.server if self.server else None,
             tester_cpu_seconds=spent.tester,
-            errors=sum(self._failures.values()),
+            errors=sum(self.failures.values()),
             without_reason=found.without_reason if self.options.holds else 0,
             late=found.late,
             foreign=self.stage.foreign_changes(),
@@ -290,3 +307,7 @@ class Run:
 def _rate(times: array[float]) -> float | None:
     span = max(times) - min(times) if times else 0.0
     return (len(times) - 1) / span if span else None
+
+
+def _listed(failures: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({count:,})" for what, count in sorted(failures.items()))
