@@ -21,7 +21,7 @@ from tests import rows
 from tests.conftest import Sql
 from tests.faults.load import add_token
 from tests.faults.sites import free_port, settings_of
-from tests.processes import ServerProcess
+from tests.processes import ServerProcess, server_process
 
 ROOT = Path(__file__).resolve().parent.parent
 shared_dsn, dsn = rows.shared_dsn, rows.dsn
@@ -35,9 +35,17 @@ class Ran:
     figures: dict[str, float]
 
 
+@pytest.fixture(scope="module")
+def site(shared_dsn: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server without limits, for all tests that only look at it."""
+    folder = tmp_path_factory.mktemp("site")
+    with server_process(folder, **settings_of(shared_dsn, folder)) as server:
+        yield server
+
+
 @pytest.fixture
 def start(dsn: str, tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
-    """Start the server that is to be loaded, with settings of one's own."""
+    """Start a server with settings of one's own."""
     started: list[ServerProcess] = []
 
     def begin(**settings: Any) -> ServerProcess:
@@ -89,11 +97,8 @@ def left_behind(sql: Sql) -> dict[str, int]:
     return {table: count for table in tables if (count := sql(f"SELECT count(*) FROM {table}")[0][0])}
 
 
-def test_one_at_a_time_tells_how_long_a_wake_takes(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path, sql: Sql
-) -> None:
-    server = start()
-    ran = run(tmp_path, server.url, *HELD, "--rate", 50, "--dsn", dsn, "--pid", server.process.pid)
+def test_one_at_a_time_tells_how_long_a_wake_takes(site: ServerProcess, dsn: str, tmp_path: Path, sql: Sql) -> None:
+    ran = run(tmp_path, site.url, *HELD, "--rate", 50, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert ran.figures["wakes"] == ran.figures["changes"] >= 10
     assert ran.figures["wake_p50_ms"] <= ran.figures["wake_p99_ms"] <= ran.figures["wake_max_ms"]
@@ -103,47 +108,37 @@ def test_one_at_a_time_tells_how_long_a_wake_takes(
 
 @pytest.mark.parametrize("options", [(), ("--single",), ("--processes", 2)])
 def test_a_storm_wakes_everybody_once_in_each_round(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path, options: tuple[object, ...]
+    site: ServerProcess, dsn: str, tmp_path: Path, options: tuple[object, ...]
 ) -> None:
-    server = start()
     storm = ("--pattern", "storm", "--rounds", 2, *options)
-    ran = run(tmp_path, server.url, *HELD, *storm, "--dsn", dsn, "--pid", server.process.pid)
+    ran = run(tmp_path, site.url, *HELD, *storm, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert ran.figures["wakes"] == ran.figures["changes"] == 400
     assert ran.figures["cpu_us_per_wake"] > 0
     assert ran.figures["cpu_us_per_repoll"] > 0
 
 
-def test_a_broadcast_wakes_everybody_by_one_change(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path
-) -> None:
-    server = start()
+def test_a_broadcast_wakes_everybody_by_one_change(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
     broadcast = ("--pattern", "broadcast", "--rounds", 3)
-    ran = run(tmp_path, server.url, *HELD, *broadcast, "--dsn", dsn, "--pid", server.process.pid)
+    ran = run(tmp_path, site.url, *HELD, *broadcast, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert (ran.figures["changes"], ran.figures["wakes"]) == (3, 600)
     assert ran.figures["first_ms"] <= ran.figures["median_ms"] <= ran.figures["last_ms"]
 
 
-def test_steady_changes_are_all_seen_by_clients_that_ask_again(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path
-) -> None:
+def test_steady_changes_are_all_seen_by_clients_that_ask_again(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
     """Several clients share a task, and holds end by themselves while the changes go on."""
-    server = start()
     steady = ("--pattern", "steady", "--tasks", 50, "--rate", 100, "--wait", 1)
-    ran = run(tmp_path, server.url, *HELD, *steady, "--dsn", dsn, "--pid", server.process.pid)
+    ran = run(tmp_path, site.url, *HELD, *steady, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert ran.figures["wakes"] > ran.figures["changes"] > 50
     assert ran.figures["requests"] > ran.figures["wakes"] / 2
     assert ran.figures["cpu_us_per_reply"] > 0
 
 
-def test_plain_polling_asks_once_in_each_interval(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path
-) -> None:
-    server = start()
+def test_plain_polling_asks_once_in_each_interval(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
     poll = ("--mode", "poll", "--interval", 0.25, "--rate", 100)
-    ran = run(tmp_path, server.url, *HELD, *poll, "--dsn", dsn, "--pid", server.process.pid)
+    ran = run(tmp_path, site.url, *HELD, *poll, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert 200 * 4 * 0.5 < ran.figures["requests"] <= 200 * 5 * 1.5
     assert ran.figures["staleness_mean_ms"] > 0
@@ -151,31 +146,25 @@ def test_plain_polling_asks_once_in_each_interval(
     assert "wake_p50_ms" not in ran.figures
 
 
-def test_without_the_database_tasks_are_woken_by_cancel(
-    start: Callable[..., ServerProcess], tmp_path: Path, sql: Sql
-) -> None:
-    server = start()
-    ran = run(tmp_path, server.url, "--clients", 20, "--idle", 0.1, "--pattern", "storm", "--pid", server.process.pid)
+def test_without_the_database_tasks_are_woken_by_cancel(site: ServerProcess, tmp_path: Path, sql: Sql) -> None:
+    ran = run(tmp_path, site.url, "--clients", 20, "--idle", 0.1, "--pattern", "storm", "--pid", site.process.pid)
     assert is_sane(ran, clients=20)
     assert ran.figures["wakes"] == 20
     # An account can't be deleted over HTTP.
     assert left_behind(sql) == {"auth.users": 1, "longpoll.accounts": 1}
 
 
-def test_an_account_is_used_again(start: Callable[..., ServerProcess], tmp_path: Path, sql: Sql) -> None:
-    url = start().url
+def test_an_account_is_used_again(site: ServerProcess, tmp_path: Path, sql: Sql) -> None:
     for _ in range(2):
         account = ("--email", "load@example.org", "--password", "correct horse")
-        assert run(tmp_path, url, "--clients", 5, "--idle", 0.1, "--duration", 1, *account).code == 0
+        assert run(tmp_path, site.url, "--clients", 5, "--idle", 0.1, "--duration", 1, *account).code == 0
     assert left_behind(sql) == {"auth.users": 1, "longpoll.accounts": 1}
 
 
-def test_a_token_serves_with_and_without_the_database(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path, sql: Sql
-) -> None:
-    url, token = start().url, add_token(sql, rows.add_user(sql))
+def test_a_token_serves_with_and_without_the_database(site: ServerProcess, dsn: str, tmp_path: Path, sql: Sql) -> None:
+    token = add_token(sql, rows.add_user(sql))
     for options in ((), ("--dsn", dsn)):
-        ran = run(tmp_path, url, "--clients", 5, "--idle", 0.1, "--duration", 1, "--token", token, *options)
+        ran = run(tmp_path, site.url, "--clients", 5, "--idle", 0.1, "--duration", 1, "--token", token, *options)
         assert ran.code == 0, ran.said
     assert left_behind(sql) == {"auth.users": 1, "longpoll.accounts": 1, "longpoll.tokens": 1}
 
@@ -299,10 +288,8 @@ def test_a_server_elsewhere_may_be_loaded_by_its_owner() -> None:
     assert loadtest_options.read(elsewhere).host == "192.0.2.1"
 
 
-def test_a_database_that_is_not_there_is_told_in_a_sentence(
-    start: Callable[..., ServerProcess], tmp_path: Path
-) -> None:
-    ran = run(tmp_path, start().url, "--dsn", f"host=127.0.0.1 port={free_port()} dbname=none")
+def test_a_database_that_is_not_there_is_told_in_a_sentence(site: ServerProcess, tmp_path: Path) -> None:
+    ran = run(tmp_path, site.url, "--dsn", f"host=127.0.0.1 port={free_port()} dbname=none")
     assert ran.code == 1
     assert ran.said.startswith("error: the database of --dsn: ")
     assert "Traceback" not in ran.said
@@ -310,9 +297,9 @@ def test_a_database_that_is_not_there_is_told_in_a_sentence(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupting_leaves_nothing_behind(
-    start: Callable[..., ServerProcess], dsn: str, tmp_path: Path, sql: Sql, number: signal.Signals
+    site: ServerProcess, dsn: str, tmp_path: Path, sql: Sql, number: signal.Signals
 ) -> None:
-    with _running(tmp_path, start().url, "--clients", 50, "--idle", 60, "--dsn", dsn) as load:
+    with _running(tmp_path, site.url, "--clients", 50, "--idle", 60, "--dsn", dsn) as load:
         _until_it_says(load, "holding")
         assert left_behind(sql)["public.image_generations"] == 50
         os.killpg(load.pid, number)  # as a terminal does: the generator processes too
@@ -322,13 +309,12 @@ def test_interrupting_leaves_nothing_behind(
     assert not left_behind(sql)
 
 
-def test_two_runs_are_compared_figure_by_figure(start: Callable[..., ServerProcess], dsn: str, tmp_path: Path) -> None:
-    url = start().url
+def test_two_runs_are_compared_figure_by_figure(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
     broadcast = ("--clients", 20, "--idle", 0.1, "--pattern", "broadcast", "--rounds", 2, "--dsn", dsn)
-    assert run(tmp_path, url, *broadcast).code == 0
+    assert run(tmp_path, site.url, *broadcast).code == 0
     earlier = tmp_path / "earlier.json"
     (tmp_path / "figures.json").rename(earlier)
-    ran = run(tmp_path, url, *broadcast, "--compare", earlier, "--report", tmp_path / "report.html")
+    ran = run(tmp_path, site.url, *broadcast, "--compare", earlier, "--report", tmp_path / "report.html")
     assert ran.code == 0, ran.said
     assert "to earlier" in ran.said
     assert "1.00" in next(line for line in ran.said.splitlines() if "Polls held" in line)

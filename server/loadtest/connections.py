@@ -110,14 +110,11 @@ class Client:
 
     def _connect(self) -> None:
         target = self._owner.target
-        family = socket.AF_INET6 if ":" in target.host else socket.AF_INET
-        self._socket = opened = socket.socket(family, socket.SOCK_STREAM)
-        opened.setblocking(False)
-        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _VANISH)
-        if self._source is not None:
-            opened.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
-            opened.bind((self._source, 0))
+        try:
+            self._socket = opened = _socket(target.host, self._source)
+        except OSError as error:  # no descriptor, no port
+            self._owner.failed(self, _name(error))
+            return
         self._owner.watch(self, EVENT_WRITE)
         outcome = opened.connect_ex((target.host, target.port))
         if outcome not in {0, errno.EINPROGRESS}:
@@ -194,6 +191,22 @@ class Client:
         self._owner.unwatch(self)
         self._owner.failed(self, what)
         self.close()
+
+
+def _socket(host: str, source: str | None) -> socket.socket:
+    """Return a socket that can connect there, from this address if one is given."""
+    opened = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        opened.setblocking(False)
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _VANISH)
+        if source is not None:
+            opened.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            opened.bind((source, 0))
+    except OSError:
+        opened.close()
+        raise
+    return opened
 
 
 def _end(reply: bytes, body: int) -> int:

@@ -21,7 +21,7 @@ from typing import Final
 
 from server.loadtest.connections import Client
 from server.loadtest.descriptors import raise_limit
-from server.loadtest.messages import FINAL, Counts, Harvest, Order, Pending, Plan
+from server.loadtest.messages import FINAL, Counts, Harvest, Order, Plan
 from server.loadtest.targets import Answer
 
 # What follows a failure, lest a server that refuses is asked as fast as we can.
@@ -69,22 +69,21 @@ class Generator:
         self._opened = self._waiting = self._final = self._replies = self._failures = 0
         self._told: Counts | None = None
         self._tell_at = 0.0
+        self._over = False
 
     def run(self) -> None:
         """Do as told until the link is closed."""
         self._selector.register(self._link, EVENT_READ)
         try:
-            while True:
+            while not self._over:
                 for key, events in self._selector.select(self._patience()):
-                    if key.fileobj is self._link:
+                    if key.data is None:
                         self._obey()
                     else:
-                        key.fileobj.ready(events)  # type: ignore[union-attr]
+                        key.data.ready(events)
                 self._open_some()
                 self._ask_who_is_due()
                 self._tell()
-        except (EOFError, OSError):
-            pass  # the conductor has hung up
         finally:
             for client in self._clients:
                 client.close()
@@ -96,9 +95,9 @@ class Generator:
     def watch(self, client: Client, events: int) -> None:
         """Call `client.ready` at these events."""
         if client.fileno() in self._selector.get_map():
-            self._selector.modify(client, events)
+            self._selector.modify(client, events, client)
         else:
-            self._selector.register(client, events)
+            self._selector.register(client, events, client)
 
     def unwatch(self, client: Client) -> None:
         """Call it no more."""
@@ -143,11 +142,15 @@ class Generator:
     # What the conductor says -----------------------------------------------------------------------------------------
 
     def _obey(self) -> None:
-        order, value = self._link.recv()
+        try:
+            order, value = self._link.recv()
+        except (EOFError, OSError):
+            self._over = True
+            return
         if order == Order.OPEN:
             self._opening.rate, self._opening.began, self._opening.done = value, time.monotonic(), 0
         elif order == Order.COLLECT:
-            self._link.send(self._harvest())
+            self._say(self._harvest())
         else:
             self._going_on = order == Order.GO_ON
             if order != Order.PAUSE:
@@ -158,7 +161,10 @@ class Generator:
 
     def _harvest(self) -> Harvest:
         kept, self._kept = self._kept, _Kept()
-        pending = [Pending(each.index, each.asked_version, each.sent) for each in self._clients if each.waiting]
+        pending = array("d")
+        for each in self._clients:
+            if each.waiting:
+                pending.extend((each.index, each.asked_version, each.sent))
         return Harvest(kept.records, pending, kept.failures, kept.connected_at, time.process_time())
 
     # What is due by itself --------------------------------------------------------------------------------------------
@@ -198,9 +204,15 @@ class Generator:
             return
         counts = Counts(self._opened, self._waiting, len(self._idle), self._final, self._replies, self._failures)
         if counts != self._told:
-            self._link.send(counts)
+            self._say(counts)
             self._told = counts
         self._tell_at = now + _TELL_EVERY_SECONDS
+
+    def _say(self, message: Counts | Harvest) -> None:
+        try:
+            self._link.send(message)
+        except OSError:
+            self._over = True  # the conductor has hung up
 
 
 def main(descriptor: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -78,13 +78,21 @@ class Harvest:
     """Everything that happened in one process since the last harvest, and what it cost so far in CPU seconds."""
 
     records: array[float]
-    pending: list[Pending]
+    pending: array[float]
     failures: Counter[str]
     connected_at: array[float]
     cpu_seconds: float
 
     def replies(self) -> list[Record]:
         """Return the replies, in the order of their arrival."""
-        numbers = iter(self.records)
-        rows = zip(*[numbers] * len(Record._fields), strict=True)
+        rows = _rows(self.records, len(Record._fields))
         return [Record(int(row[0]), int(row[1]), int(row[2]), int(row[3]), row[4], row[5]) for row in rows]
+
+    def unanswered(self) -> list[Pending]:
+        """Return the polls that have no answer yet."""
+        return [Pending(int(row[0]), int(row[1]), row[2]) for row in _rows(self.pending, len(Pending._fields))]
+
+
+def _rows(numbers: array[float], length: int) -> Iterator[tuple[float, ...]]:
+    # Arrays, for they cost a few bytes each and are sent as they are; rows of them are needed once, after the run.
+    return zip(*[iter(numbers)] * length, strict=True)

@@ -116,7 +116,7 @@ class Generators:
             connected_at.extend(each.connected_at)
         return Gathered(
             records=[record for each in harvests for record in each.replies()],
-            pending=[pending for each in harvests for pending in each.pending],
+            pending=[pending for each in harvests for pending in each.unanswered()],
             failures=sum((each.failures for each in harvests), Counter()),
             connected_at=connected_at,
             cpu_seconds=sum(each.cpu_seconds for each in harvests),
