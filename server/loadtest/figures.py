@@ -51,6 +51,8 @@ KINDS: Final = {
     "statements": Kind("Statements sent to Postgres"),
     "cpu_us_per_reply": Kind("Server CPU for each reply and next poll", "µs", 1),
     "cpu_us_per_client_second": Kind("Server CPU for each client and second", "µs", 1),
+    "reply_p50_ms": Kind("Reply to a poll that doesn't wait, median", "ms", 2),
+    "reply_p99_ms": Kind("Reply to a poll that doesn't wait, 99 %", "ms", 2),
     "staleness_mean_ms": Kind("From commit until a client knows, mean", "ms", 1),
     "server_cpu_seconds": Kind("CPU of the server", "s", 2),
     "tester_cpu_seconds": Kind("CPU of this tester", "s", 2),

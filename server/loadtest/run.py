@@ -97,6 +97,7 @@ class Run:
         self._tester = Gauge(self.generators.process_ids)
         self.failures: Counter[str] = Counter()
         self._connected_at = array("d")
+        self._took = array("d")
 
     # Cost ----------------------------------------------------------------------------------------------------------
 
@@ -190,6 +191,8 @@ class Run:
         self.found.add(found)
         self.failures += gathered.failures
         self._connected_at.extend(gathered.connected_at)
+        if not self.options.holds:
+            self._took.extend(record.arrived - record.sent for record in gathered.records)
         if self.failures["HTTP 429"]:
             raise LoadTestError(_LIMITS_HINT)
         for reason, hint in _HINTS.items():
@@ -289,6 +292,8 @@ class Run:
             self.note(wakes=len(found.wakes), wake_sent_p50_ms=sent, wake_max_ms=max(figures.wakes_ms))
             for share in (50, 90, 99):
                 self.note(**{f"wake_p{share}_ms": percentile(figures.wakes_ms, share)})
+        if self._took:
+            self.note(reply_p50_ms=percentile(self._took, 50) * 1000, reply_p99_ms=percentile(self._took, 99) * 1000)
         if found.staleness:
             self.note(staleness_mean_ms=statistics.fmean(found.staleness) * 1000)
         self.note(
