@@ -56,6 +56,7 @@ KINDS: Final = {
     "staleness_mean_ms": Kind("From commit until a client knows, mean", "ms", 1),
     "server_cpu_seconds": Kind("CPU of the server", "s", 2),
     "tester_cpu_seconds": Kind("CPU of this tester", "s", 2),
+    "tester_stop_ms": Kind("Longest stop of this tester", "ms", 1),
     "errors": Kind("Errors"),
     "without_reason": Kind("Polls that ended for no reason"),
     "late": Kind("Late wakes"),

@@ -16,7 +16,7 @@ from array import array
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from selectors import EVENT_READ, DefaultSelector
+from selectors import EVENT_READ, DefaultSelector, SelectorKey
 from typing import Final
 
 from server.loadtest.connections import Client
@@ -70,25 +70,34 @@ class Generator:
         self._told: Counts | None = None
         self._tell_at = 0.0
         self._over = False
+        self._longest_stop = 0.0
 
     def run(self) -> None:
         """Do as told until the link is closed."""
         self._selector.register(self._link, EVENT_READ)
         try:
             while not self._over:
-                for key, events in self._selector.select(self._patience()):
-                    if key.data is None:
-                        self._obey()
-                    else:
-                        key.data.ready(events)
-                self._open_some()
-                self._ask_who_is_due()
-                self._tell()
+                patience, began = self._patience(), time.monotonic()
+                ready = self._selector.select(patience)
+                if ready:
+                    began, patience = time.monotonic(), 0.0
+                self._turn(ready)
+                self._longest_stop = max(self._longest_stop, time.monotonic() - began - patience)
         finally:
             for client in self._clients:
                 client.close()
             self._selector.close()
             self._link.close()
+
+    def _turn(self, ready: list[tuple[SelectorKey, int]]) -> None:
+        for key, events in ready:
+            if key.data is None:
+                self._obey()
+            else:
+                key.data.ready(events)
+        self._open_some()
+        self._ask_who_is_due()
+        self._tell()
 
     # What clients tell ---------------------------------------------------------------------------------------------
 
@@ -165,7 +174,7 @@ class Generator:
         for each in self._clients:
             if each.waiting:
                 pending.extend((each.index, each.asked_version, each.sent))
-        return Harvest(kept.records, pending, kept.failures, kept.connected_at, time.process_time())
+        return Harvest(kept.records, pending, kept.failures, kept.connected_at, self._longest_stop)
 
     # What is due by itself --------------------------------------------------------------------------------------------
 

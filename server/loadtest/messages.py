@@ -75,13 +75,17 @@ class Pending(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Harvest:
-    """Everything that happened in one process since the last harvest, and what it cost so far in CPU seconds."""
+    """Everything that happened in one process since the last harvest.
+
+    `longest_stop`: for so many seconds, since the start, it didn't look at its connections. A reply that came meanwhile
+    seems later than it was.
+    """
 
     records: array[float]
     pending: array[float]
     failures: Counter[str]
     connected_at: array[float]
-    cpu_seconds: float
+    longest_stop: float
 
     def replies(self) -> list[Record]:
         """Return the replies, in the order of their arrival."""

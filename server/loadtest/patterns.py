@@ -31,7 +31,7 @@ def carry_out(run: Run) -> Figures:
     run.note(repaired=_growth(said, run.statistics(), _REPAIRS))
     if said.get(_HELD_BEFORE) and "kilobytes_per_held" in figures.values:
         figures.remarks.append(_USED_MEMORY)
-    _remark(figures)
+    _remark(figures, grace_ms=run.options.grace * 1000)
     return figures
 
 
@@ -133,7 +133,7 @@ def _growth(before: Mapping[str, float], after: Mapping[str, float], name: str) 
     return after[name] - before[name] if name in before and name in after else None
 
 
-def _remark(figures: Figures) -> None:
+def _remark(figures: Figures, *, grace_ms: float) -> None:
     """Say what explains the figures, or makes them worth less."""
     values = figures.values
     server, tester = values.get("server_cpu_seconds"), values["tester_cpu_seconds"]
@@ -141,6 +141,10 @@ def _remark(figures: Figures) -> None:
         figures.remarks.append("Without --pid neither memory nor CPU of the server can be measured.")
     elif tester > server:
         figures.remarks.append(f"This tester took more CPU ({tester:.1f} s) than the server ({server:.1f} s).")
+    if values["tester_stop_ms"] > grace_ms / 2:
+        figures.remarks.append(
+            f"This tester itself stood still for {values['tester_stop_ms']:.0f} ms: late and lost wakes may be its own."
+        )
     if values["foreign"]:
         figures.remarks.append(
             "Somebody else changes these tasks; if it is a worker, start the server with LONGPOLL_GENERATION__WORKERS=0."

@@ -32,7 +32,7 @@ class Gathered:
     pending: list[Pending]
     failures: Counter[str]
     connected_at: array[float]
-    cpu_seconds: float
+    longest_stop: float
 
 
 class Generators:
@@ -119,7 +119,7 @@ class Generators:
             pending=[pending for each in harvests for pending in each.unanswered()],
             failures=sum((each.failures for each in harvests), Counter()),
             connected_at=connected_at,
-            cpu_seconds=sum(each.cpu_seconds for each in harvests),
+            longest_stop=max(each.longest_stop for each in harvests),
         )
 
     @property

@@ -191,6 +191,7 @@ class Run:
         self.found.add(found)
         self.failures += gathered.failures
         self._connected_at.extend(gathered.connected_at)
+        self.note(tester_stop_ms=gathered.longest_stop * 1000)
         if not self.options.holds:
             self._took.extend(record.arrived - record.sent for record in gathered.records)
         if self.failures["HTTP 429"]:
