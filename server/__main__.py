@@ -1,4 +1,4 @@
-"""The command line: `python -m server [serve|worker|migrate|doctor|certificate]`."""
+"""The command line: `python -m server [serve|worker|migrate|doctor|certificate|loadtest]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from server import config, descriptors, logs, serving, supervising
 from server.doctor import examination
 from server.errors import ServerError
+from server.loadtest import options as loadtest
 from server.storage.embedded import EmbeddedPostgres
 
 
@@ -22,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "certificate":
             return _make_certificate(options)
+        if options.command == "loadtest":
+            return _load(options)
         settings = config.load(_config_file(options.config), os.environ)
         logs.configure(settings.logging)
         descriptors.raise_limit()
@@ -59,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     certificate = commands.add_parser("certificate", help="make a self-signed certificate, to try https with")
     certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
     certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
+    load = commands.add_parser("loadtest", help="hold many polls on a server, change their tasks, and say what it cost")
+    loadtest.add_arguments(load)
     return parser
 
 
@@ -86,6 +91,12 @@ def _postgres(settings: config.Config) -> Iterator[tuple[str, str]]:
     # Before any thread is started: it ends with the thread that started it, and that is to be the main one.
     with EmbeddedPostgres(Path(database.data_dir).absolute(), postgres_bin=postgres_bin) as embedded:
         yield embedded.dsn, f"in {embedded.location.data}"
+
+
+def _load(options: argparse.Namespace) -> int:
+    from server.loadtest import command  # noqa: PLC0415 - only this command needs the library that draws tables
+
+    return command.run(options)
 
 
 def _make_certificate(options: argparse.Namespace) -> int:
