@@ -7,8 +7,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 from server import config, descriptors, logs, serving, supervising
 from server.doctor import examination
@@ -29,16 +30,20 @@ def main(arguments: list[str] | None = None) -> int:
         logs.configure(settings.logging)
         descriptors.raise_limit()
         with _postgres(settings) as (dsn, where):
-            if options.command == "doctor":
-                return asyncio.run(examination.run(settings, dsn, options.url))
-            if options.command == "serve" and options.processes > 1:
-                return asyncio.run(supervising.serve(settings, dsn, where, options.processes))
-            return asyncio.run(_COMMANDS[options.command](settings, dsn, where))
+            return asyncio.run(_work(options, settings, dsn, where))
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where: str) -> Coroutine[Any, Any, int]:
+    if options.command == "doctor":
+        return examination.run(settings, dsn, options.url)
+    if options.command == "serve" and options.processes > 1:
+        return supervising.serve(settings, dsn, where, options.processes)
+    return _COMMANDS[options.command](settings, dsn, where)
 
 
 _COMMANDS = {"serve": serving.serve, "worker": serving.work, "migrate": serving.migrate}

@@ -19,8 +19,8 @@ from multiprocessing.connection import Connection
 from selectors import EVENT_READ, DefaultSelector, SelectorKey
 from typing import Final
 
+from server.descriptors import raise_limit
 from server.loadtest.connections import Client
-from server.loadtest.descriptors import raise_limit
 from server.loadtest.messages import FINAL, Counts, Harvest, Order, Plan
 from server.loadtest.targets import Answer
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from server import descriptors
 from server.errors import LoadTestError
-from server.loadtest import descriptors
 
 PATTERNS: Final = ("one", "storm", "broadcast", "steady")
 _RATES: Final = {"one": 20.0, "steady": 100.0}
 _ROUNDS: Final = {"storm": 3, "broadcast": 5}
 _LONGEST_WAIT: Final = 30.0
+_DESCRIPTORS_BESIDE: Final = 64  # the link, the standard streams, modules that are being read
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _address(url: str, *, remote: bool) -> tuple[str, int]:
 
 
 def _processes(clients: int, wanted: int) -> int:
-    most = descriptors.raise_limit() - descriptors.BESIDE
+    most = descriptors.raise_limit() - _DESCRIPTORS_BESIDE
     needed = -(-clients // most)
     if wanted and wanted < needed:
         raise LoadTestError(
