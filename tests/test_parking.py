@@ -112,7 +112,7 @@ class Stage:
 
     async def go_back(self) -> None:
         self.sql("ALTER TABLE public.image_generations DISABLE TRIGGER USER")
-        self.sql("UPDATE public.image_generations SET version = 0")
+        self.sql("UPDATE public.image_generations SET version = 1")
         self.person.app[keys.BOARD].doubt(self.task_id)
 
     async def drain(self) -> None:
@@ -131,7 +131,7 @@ ENDINGS: list[tuple[Callable[[Stage], Awaitable[None]], dict[str, Any], str]] = 
     (Stage.change, {"until": "status"}, ""),
     (Stage.complete, {"until": "terminal"}, ""),
     (Stage.delete, {}, ""),
-    (Stage.go_back, {}, ""),
+    (Stage.go_back, {"version": 2}, ""),
     (Stage.drain, {}, ""),
     (Stage.time_out, {"wait": "0.3"}, ""),
     (Stage.time_out, {"wait": "0.3", "version": None}, ""),
@@ -157,6 +157,8 @@ async def test_a_parked_poll_is_answered_to_the_letter_as_by_a_coroutine(
         sql("ALTER TABLE public.image_generations ENABLE TRIGGER USER")
         alice = await enter(await start(polling={"park": park, "max_held_per_user": 1}))
         task_id = await alice.create()
+        if named["version"] == 2:
+            sql(PROCESSING)
         text = status_request(alice, task_id, **{name: value for name, value in named.items() if value is not None})
         async with connect_to(alice) as connection:
             await connection.send(text[:-2] + header.format(task_id=task_id) + "\r\n")

@@ -24,7 +24,7 @@ from server.waiting.board import Board
 from server.waiting.polling import Answer, Polling, Question
 from server.waiting.waiters import Reason, Waiters
 from tests.faults.load import print_figure
-from tests.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State
+from tests.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State, parked_answer
 
 TASKS = ("a", "b")
 LAST = 4
@@ -109,7 +109,7 @@ class Server:
 
 
 class Race:
-    """One interleaving of everybody: two who ask for one task, one who asks for both, one who comes and leaves."""
+    """One interleaving of everybody: two who ask for one task each, parked or not, one who asks for both, one who comes and leaves."""
 
     def __init__(self, server: Server, chance: random.Random) -> None:
         self.chance = chance
@@ -136,7 +136,9 @@ class Race:
         began, board = loop.time(), asyncio.create_task(self.board.run())
         self.board.restored()
         leaving = asyncio.create_task(self._follow("a"))
-        told = [asyncio.create_task(each) for each in (self._follow("a"), self._follow("b"), self._follow_both())]
+        parks = self.chance.choice((False, True))
+        following = (self._follow("a", parks=parks), self._follow("b", parks=parks), self._follow_both())
+        told = [asyncio.create_task(each) for each in following]
         other = [self.storage.commit_all(), self.storage.deliver_all(self.board.notice), self._end(leaving)]
         await asyncio.gather(*other)
         for each in told:
@@ -147,12 +149,13 @@ class Race:
         assert sum(watched.watchers for watched in self.board._tasks.values()) == 0, "somebody still watches"
         return self.late
 
-    async def _follow(self, task_id: str) -> float:
+    async def _follow(self, task_id: str, *, parks: bool = False) -> float:
         """Poll until the last version was told; returns when that was."""
         seen = self.chance.choice((0, 1))
         while seen != LAST:
             await self.storage.pause()
-            answer = await self.polling.answer(Question(task_id, "alice", seen, seconds=30.0))
+            question = Question(task_id, "alice", seen, seconds=30.0)
+            answer = await (parked_answer(self.polling, question) if parks else self.polling.answer(question))
             assert answer.snapshot is not None
             assert answer.snapshot.version >= seen, "a step back"
             seen = answer.snapshot.version
@@ -204,13 +207,13 @@ class RegistersLate(Polling[State]):
     """Reads first, and watches then."""
 
     async def answer(self, question: Question) -> Answer[State]:
-        with self._board.watch(question.task_id) as watched:
-            snapshot = await self._board.current(watched)
+        with self.board.watch(question.task_id) as watched:
+            snapshot = await self.board.current(watched)
         assert snapshot is not None
         if question.version is not None and snapshot.version != question.version:
             return Answer(snapshot, Reason.IMMEDIATE, changed=True)
         await asyncio.sleep(0)
-        with self._board.watch(question.task_id) as watched:
+        with self.board.watch(question.task_id) as watched:
             watched.snapshot, watched.known, watched.settled = snapshot, True, watched.doubts
             return await self._wait(question, watched, snapshot)
 

@@ -84,9 +84,9 @@ class Torments:
 
     async def crash(self) -> None:
         """End Postgres the hard way, and start it again after a while."""
-        self._town.postgres.crash()
+        await self._town.postgres.crash()
         await self._rest(0, 2)
-        self._town.postgres.start()
+        await self._town.postgres.come_back()
 
     async def mute_trigger(self) -> None:
         """Have changes notified to nobody for a while."""

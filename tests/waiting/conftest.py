@@ -126,6 +126,19 @@ class Storage:
         return self.barrier_holds
 
 
+async def parked_answer(polling: Polling[State], question: Question) -> Answer[State]:
+    """Answer a poll that is held without a task; what is told to the parked poll is the answer of this one."""
+    answer: asyncio.Future[Answer[State]] = asyncio.get_running_loop().create_future()
+    found = await polling.answer_or_park(question, answer.set_result)
+    if isinstance(found, Answer):
+        return found
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        found.abandon()
+        raise
+
+
 class Scene:
     """A board that runs, polls that can be asked, and a storage to play with. `parks`: which way polls are held."""
 
@@ -179,16 +192,8 @@ class Scene:
         return asyncio.create_task(self.park(question) if self.parks else self.polling.answer(question))
 
     async def park(self, question: Question) -> Answer[State]:
-        """Answer a poll that is held without a task; what is told to the parked poll is the answer of this one."""
-        answer: asyncio.Future[Answer[State]] = asyncio.get_running_loop().create_future()
-        found = await self.polling.answer_or_park(question, answer.set_result)
-        if isinstance(found, Answer):
-            return found
-        try:
-            return await answer
-        except asyncio.CancelledError:
-            found.abandon()
-            raise
+        """Answer a poll that is held without a task."""
+        return await parked_answer(self.polling, question)
 
     async def hold(self, task_id: str = "t", version: int | None = None, **rest: Any) -> asyncio.Task[Answer[State]]:
         """Begin a poll and let it go on until it is held."""
