@@ -241,4 +241,4 @@ class DeafWhileReading(Board[State]):
     ids=lambda server: (server.polling if server.board is Board else server.board).__name__,
 )
 def test_the_race_is_lost_without_a_guard(broken: Server) -> None:
-    assert any(lost(random.Random(seed), broken) for seed in range(300))
+    assert any(lost(random.Random(seed), broken) for seed in range(3000))
