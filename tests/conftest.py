@@ -27,6 +27,8 @@ from server.storage.migrations import migrate
 from server.storage.users import User
 from tests.contract import Contract
 
+# Which way polls are held: `LONGPOLL_TEST_PARK=no` has all of them held by coroutines, as under TLS.
+PARKS = os.environ.get("LONGPOLL_TEST_PARK") != "no"
 # A crash of this Postgres loses nothing that anybody wants: it needn't wait for the disk.
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 # Passwords of tests need no protection, and a server hashes one at each start.
@@ -136,7 +138,7 @@ def config(tmp_path: Path) -> Config:
     return Config().replace(
         server={"port": 0, "drain_seconds": 0.2, "receive_seconds": 5.0},
         database={"data_dir": str(tmp_path), "heartbeat_seconds": 0.5, "timeout_seconds": 5.0},
-        polling={"hold_seconds": 30.0, "sweep_seconds": 5.0},
+        polling={"hold_seconds": 30.0, "sweep_seconds": 5.0, "park": PARKS},
         limits={"enabled": False},
         generation={"workers": 0, "step_seconds": 0.0, "retry_seconds": 0.0},
         logging={"level": "debug", "format": "json"},

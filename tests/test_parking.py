@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 
 from server import keys, parking, poll_replies, repeats
+from server.config import Config
 from server.parking import PollHandler, PollServer
 from server.waiting.polling import ParkedPoll
 from server.waiting.waiters import TaskHold
@@ -20,6 +21,12 @@ from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import Connection, Reply, connect_to, request, secret_of, status_request
 
 PROCESSING = "UPDATE public.image_generations SET status = 'processing', message = 'note ' || version"
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    """Park, whatever else the tests are run with."""
+    return config.replace(polling={"park": True})
 
 
 def server_of(person: Person) -> PollServer:

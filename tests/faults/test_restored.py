@@ -51,6 +51,7 @@ async def test_a_database_put_back_from_a_backup_resets_every_client(
         await scene.until_held_with(1)
         resets = {reply.client for reply in scene.oracle.replies if reply.reason == "reset"}
         assert len(resets) == CLIENTS
+        assert max(reply.at - reply.sent for reply in scene.oracle.replies) < HOLD_SECONDS / 2
         async with scene.updates():
             await scene.until_told()
         figures = scene.check()
@@ -82,5 +83,6 @@ async def test_another_state_under_a_number_that_a_crash_took_back_is_told(
         figures = scene.check()
         ends = [reply.reason for reply in scene.oracle.replies if (reply.version, reply.status) == (2, "completed")]
         assert ends == ["change"] * CLIENTS
+        assert figures["longest_poll_s"] < HOLD_SECONDS / 2, "told by the end of the hold"
         assert not scene.oracle.refusals
         print_figure("commits lost in a crash", lost=TASKS, stuck=CLIENTS - len(ends), **figures)

@@ -149,10 +149,24 @@ async def test_a_restored_database_says_so_to_who_waited(scene: Scene) -> None:
     scene.board.lost()
     scene.storage.put(version=2)
     scene.board.restored()
+    await settle()  # and not only when the hold ends
     for poll in polls:
         answer = await poll
         assert told(answer) == (2, Reason.RESET, True)
         assert answer.held_seconds < 1, "it says so at once"
+
+
+async def test_an_end_under_a_number_that_a_crash_took_back_is_told_at_once(scene: Scene) -> None:
+    """The client has seen a version 7 that was lost; the version 7 that there is now is another one."""
+    scene.storage.put(version=7, status="processing")
+    polls = [await scene.hold(version=7, until=until) for until in Until]
+    scene.board.lost()
+    scene.storage.put(version=7, status="completed")
+    scene.board.restored()
+    await settle()
+    for poll in polls:
+        assert poll.done()
+        assert told(await poll) == (7, Reason.CHANGE, False)
 
 
 async def test_a_drain_ends_holds_and_refuses_new_ones(scene: Scene) -> None:
