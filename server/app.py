@@ -15,7 +15,7 @@ import aiohttp_session
 import jinja2
 from aiohttp import web
 
-from server import keys, logs, middlewares, resources
+from server import descriptors, keys, logs, middlewares, resources
 from server.background import Background
 from server.clients import Clients
 from server.config import Config
@@ -157,7 +157,14 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     )
     app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
-    app[keys.PARKING] = Parking(app[keys.OBSERVER], app[keys.POLLING], sessions, app[keys.RATES], enabled=polling.park)
+    app[keys.PARKING] = Parking(
+        app[keys.OBSERVER],
+        app[keys.POLLING],
+        sessions,
+        app[keys.RATES],
+        enabled=polling.park,
+        most_descriptors=descriptors.limit(),
+    )
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[WORKERS] = tuple(workers)
     metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))

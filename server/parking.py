@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import random
 import secrets
 import ssl
 import time
@@ -32,11 +33,11 @@ from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
-from aiohttp.web_protocol import RequestHandler
 
 from server import logs, poll_replies, repeats, wire
-from server.errors import Problem, TooManyRequests
+from server.errors import Problem, TooManyRequests, Unavailable
 from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
+from server.poll_handler import PollHandler
 from server.poll_replies import Manner
 from server.rates import Rates
 from server.repeats import Repeatable
@@ -50,21 +51,34 @@ KEEPALIVE_SECONDS: Final = 75.0
 _MOST_EARLY_BYTES: Final = 64 * 1024
 # How many requests may be begun in one turn of the loop.
 _BEGUN_AT_ONCE: Final = 32
-_END_OF_HEAD: Final = b"\r\n\r\n"
+# Beside those of clients: the pool, the listener, pictures, static files, whoever asks how the process is.
+_DESCRIPTORS_BESIDE: Final = 128
+_UNWELCOME_SECONDS: Final = 1.0
 
 
 class Parking:
     """All connections that aiohttp doesn't serve just now, and what they need to serve themselves."""
 
     def __init__(
-        self, observer: Observer, polling: Polling[Task], sessions: Sessions, rates: Rates, *, enabled: bool
+        self,
+        observer: Observer,
+        polling: Polling[Task],
+        sessions: Sessions,
+        rates: Rates,
+        *,
+        enabled: bool,
+        most_descriptors: int,
     ) -> None:
-        """Join those whom a request would meet on its way, for the polls that are asked again."""
+        """Join those whom a request would meet on its way, for the polls that are asked again.
+
+        `most_descriptors`: how many this process may have. The last ones are for the database and for files.
+        """
         self.observer = observer
         self.polling = polling
         self.sessions = sessions
         self.rates = rates
         self._enabled = enabled
+        self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
         self._idle: dict[Connection, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[Connection] = deque()
@@ -93,12 +107,17 @@ class Parking:
 
     def connection(self, request: web.Request) -> Connection:
         """Return what will hold an admitted request, once it has a poll and the handler has returned `PARKED`."""
-        return Connection(self, _handler(request).server)
+        return Connection(self, cast(PollServer, _handler(request).server))
 
     @staticmethod
     def bytes_of(request: web.Request) -> bytes:
         """Return the bytes of an admitted request if they are known, else nothing."""
         return _handler(request).only_request
+
+    def has_room_for(self, transport: asyncio.Transport) -> bool:
+        """Whether this connection leaves enough descriptors for everything else: the system gives the lowest first."""
+        opened = transport.get_extra_info("socket")
+        return opened is None or opened.fileno() < self._highest_descriptor
 
     def begin_idling(self, connection: Connection) -> None:
         """Close the connection if nothing comes for long. One timer for all: they stand in the order of their ends."""
@@ -163,6 +182,7 @@ class Connection(asyncio.Protocol):
         "_server",
         "_trace",
         "_transport",
+        "_unwelcome",
         "_writing_paused",
     )
 
@@ -177,6 +197,7 @@ class Connection(asyncio.Protocol):
         self._again: Again | None = None
         self._early = b""
         self._writing_paused = False
+        self._unwelcome = False
 
     # What holds a poll -------------------------------------------------------------------------------------------------
 
@@ -248,6 +269,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Keep what comes before the answer; what comes after it is the same poll again, or a request for aiohttp."""
+        if self._unwelcome:
+            self._refuse()
+            return
         if self._poll is None and not self._early and self._ask_again(data):
             return
         if self._poll is None and not self._early:
@@ -277,6 +301,17 @@ class Connection(asyncio.Protocol):
                 return True
         return False
 
+    def _refuse(self) -> None:
+        """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
+        trace, transport = Trace(secrets.token_hex(8)), self._transport
+        if transport is not None and not transport.is_closing():
+            problem = Unavailable("This process has all the connections that it can have.")
+            status, headers, body = poll_replies.compose_problem(problem, trace.request_id)
+            headers["Retry-After"] = str(random.randint(2, 8))  # spread out, or everybody comes back at once
+            self._parking.observer.request_finished(trace, "other", "full", "full", status, 0.0)
+            transport.write(wire.reply_bytes(status, headers, body, request_id=trace.request_id, close=True))
+            transport.close()
+
     def proceed(self) -> None:
         """Give the connection to a handler of aiohttp's, with what has come."""
         transport = self._transport
@@ -298,6 +333,9 @@ class Connection(asyncio.Protocol):
         """Wait for the first request."""
         self._transport = cast("asyncio.Transport", transport)
         self._parking.begin_idling(self)
+        if not self._parking.has_room_for(self._transport):
+            self._unwelcome = True
+            asyncio.get_running_loop().call_later(_UNWELCOME_SECONDS, self.close)
 
     def pause_writing(self) -> None:
         """Hand nothing over while the client doesn't read: aiohttp's handler must begin with an empty buffer."""
@@ -326,48 +364,6 @@ class Connection(asyncio.Protocol):
 
 
 # What aiohttp must know of it ------------------------------------------------------------------------------------------
-
-
-class PollHandler(RequestHandler):
-    """aiohttp's handler of a connection, which also knows whether its parser has swallowed part of a next request."""
-
-    __slots__ = ("_chunks", "_last_chunk", "server")
-
-    def __init__(self, server: PollServer, **options: object) -> None:
-        """Begin as aiohttp's does."""
-        super().__init__(server, **options)  # type: ignore[arg-type]
-        self.server = server
-        self._chunks = 0
-        self._last_chunk = b""
-
-    def data_received(self, data: bytes) -> None:
-        """Hand the bytes to the parser. A request without a body ends with an empty line, and nothing is behind it."""
-        self._chunks += 1
-        self._last_chunk = data
-        super().data_received(data)
-
-    @property
-    def is_done_reading(self) -> bool:
-        """Whether the request in hand is all that has been read: the connection may go elsewhere."""
-        ends = self._last_chunk.endswith(_END_OF_HEAD)
-        return ends and not self._messages and not self._upgraded and not self._force_close
-
-    @property
-    def only_request(self) -> bytes:
-        """The bytes of the request in hand if they came in one piece and are all that ever came here; else nothing."""
-        return self._last_chunk if self._chunks == 1 and self._request_count == 1 else b""
-
-    def let_go(self) -> None:
-        """Forget the connection, which somebody else has taken: `start` then ends and closes nothing.
-
-        (aiohttp 3.14.5, web_protocol.py: what `connection_lost` does, but for closing the transport and canceling us.)
-        """
-        self.keep_alive(False)  # and its timer
-        self.transport = None
-        if self._manager is not None:
-            self._manager.connection_lost(self)
-        self._manager = self._request_factory = self._request_handler = None
-        self._parser = None  # it points back at us: without this only the garbage collector would find us
 
 
 def _ignore(_connection: Connection) -> None:

@@ -13,7 +13,8 @@ from server.errors import BadRequest, ExpectationFailed, Problem
 from server.keys import PARKING, TRACE
 from server.middlewares import complete
 from server.observing import Trace
-from server.parking import PollHandler, PollServer
+from server.parking import PollServer
+from server.poll_handler import PollHandler
 from server.poll_replies import compose_problem
 
 

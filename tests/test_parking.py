@@ -14,7 +14,8 @@ from aiohttp import web
 
 from server import keys, parking, poll_replies, repeats
 from server.config import Config
-from server.parking import PollHandler, PollServer
+from server.parking import PollServer
+from server.poll_handler import PollHandler
 from server.waiting.polling import ParkedPoll
 from server.waiting.waiters import TaskHold
 from tests.conftest import Enter, Person, Sql, Start, until
@@ -466,6 +467,25 @@ async def test_a_connection_on_which_nothing_comes_is_closed_after_a_while(
         assert await connection.is_closed()
         assert await other.is_closed()
     assert not alice.app[keys.PARKING]._idle
+
+
+async def test_near_the_file_limit_a_newcomer_is_refused_politely_and_the_others_stay(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as held:
+        await follow(alice, held, task_id, 1)
+        alice.app[keys.PARKING]._highest_descriptor = 0
+        async with connect_to(alice) as refused, connect_to(alice) as silent:
+            await refused.send(status_request(alice, task_id, version=1))
+            reply = await refused.reply()
+            assert (reply.status, json.loads(reply.body)["code"]) == (503, "unavailable")
+            assert 1 < int(reply.headers["retry-after"]) < 9
+            assert await refused.is_closed()
+            assert await silent.is_closed()
+        assert (await _changed(held, sql)).status == 200
+        alice.app[keys.PARKING]._highest_descriptor = 10**6
+        async with connect_to(alice) as welcome:
+            await welcome.send(request(alice, "/healthz"))
+            assert (await welcome.reply()).status == 200
 
 
 async def test_a_process_that_stops_closes_those_that_wait_for_a_request(alice: Person, sql: Sql) -> None:
