@@ -21,14 +21,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import random
 import secrets
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, cast
 
 from aiohttp import web
@@ -37,13 +34,13 @@ from aiohttp.http import HttpVersion11
 from server import logs, poll_replies, repeats, wire
 from server.errors import Problem, TooManyRequests, Unavailable
 from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
-from server.poll_handler import PollHandler
+from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import Manner
 from server.rates import Rates
-from server.repeats import Repeatable
+from server.repeats import Again
 from server.storage.sessions import Sessions
 from server.storage.tasks import Task
-from server.waiting.polling import Answer, ParkedPoll, Polling, Question
+from server.waiting.polling import Answer, ParkedPoll, Polling
 
 STATUS_ROUTE: Final = "/api/generate/status"
 KEEPALIVE_SECONDS: Final = 75.0
@@ -105,6 +102,10 @@ class Parking:
             and not isinstance(transport.get_extra_info("sslcontext"), ssl.SSLContext)
         )
 
+    def connect(self, server: PollServer) -> Connection:
+        """Return the protocol of a new connection."""
+        return Connection(self, server)
+
     def connection(self, request: web.Request) -> Connection:
         """Return what will hold an admitted request, once it has a poll and the handler has returned `PARKED`."""
         return Connection(self, cast(PollServer, _handler(request).server))
@@ -159,15 +160,6 @@ class Parking:
                 self._timer = loop.call_at(end, self._close_the_oldest)
                 return
             connection.close()
-
-
-@dataclass(slots=True)
-class Again:
-    """What must be known to answer the same poll again: the bytes it was, whose it was, and what they asked."""
-
-    request: Repeatable
-    credential: str
-    question: Question
 
 
 class Connection(asyncio.Protocol):
@@ -293,7 +285,7 @@ class Connection(asyncio.Protocol):
             return False
         with contextlib.suppress(TooManyRequests):
             parking.rates.check_poll(user.user_id)
-            question = dataclasses.replace(again.question, version=found[1])
+            question = again.question.about(found[1])
             poll = parking.polling.park_at_once(question, self.answer)
             if poll is not None:
                 parking.end_idling(self)
@@ -305,11 +297,11 @@ class Connection(asyncio.Protocol):
         """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
         trace, transport = Trace(secrets.token_hex(8)), self._transport
         if transport is not None and not transport.is_closing():
-            problem = Unavailable("This process has all the connections that it can have.")
-            status, headers, body = poll_replies.compose_problem(problem, trace.request_id)
-            headers["Retry-After"] = str(random.randint(2, 8))  # spread out, or everybody comes back at once
-            self._parking.observer.request_finished(trace, "other", "full", "full", status, 0.0)
-            transport.write(wire.reply_bytes(status, headers, body, request_id=trace.request_id, close=True))
+            wait = random.uniform(2, 8)  # spread out, or everybody comes back at once
+            problem = Unavailable("This process has all the connections that it can have.", retry_after=wait)
+            reply = poll_replies.compose_problem(problem, trace.request_id)
+            self._parking.observer.request_finished(trace, "other", "full", "full", reply[0], 0.0)
+            transport.write(wire.reply_bytes(*reply, request_id=trace.request_id, close=True))
             transport.close()
 
     def proceed(self) -> None:
@@ -364,38 +356,6 @@ class Connection(asyncio.Protocol):
 
 
 # What aiohttp must know of it ------------------------------------------------------------------------------------------
-
-
-def _ignore(_connection: Connection) -> None:
-    """Take no notice."""
-
-
-class PollServer(web.Server):
-    """aiohttp's server, whose connections begin without one of its handlers: it is made when first bytes come.
-
-    `begun` is told of each connection that aiohttp has got.
-    """
-
-    def __init__(self, made: web.Server, parking: Parking, handler: type[PollHandler] = PollHandler) -> None:
-        """Be what aiohttp has made for its application, with handlers of this class."""
-        super().__init__(
-            made.request_handler,
-            request_factory=made.request_factory,
-            handler_cancellation=made.handler_cancellation,
-            loop=made._loop,  # noqa: SLF001 - aiohttp has no way to make another kind
-            **made._kwargs,  # noqa: SLF001
-        )
-        self._parking = parking
-        self._handler = handler
-        self.begun: Callable[[Connection], None] = _ignore
-
-    def __call__(self) -> Connection:  # type: ignore[override]
-        """Return the protocol of a new connection."""
-        return Connection(self._parking, self)
-
-    def handler(self) -> PollHandler:
-        """Return a handler for a connection on which bytes have come."""
-        return self._handler(self, loop=self._loop, **self._kwargs)
 
 
 class _Parked(web.StreamResponse):

@@ -1,7 +1,9 @@
-"""aiohttp's handler of a connection, as far as it must know more than its own for the connection to be parked."""
+"""What aiohttp's handler and server must know more than their own, so that connections can be parked."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
@@ -50,3 +52,40 @@ class PollHandler(RequestHandler):
             self._manager.connection_lost(self)
         self._manager = self._request_factory = self._request_handler = None
         self._parser = None  # it points back at us: without this only the garbage collector would find us
+
+
+def _ignore(_connection: asyncio.BaseProtocol) -> None:
+    """Take no notice."""
+
+
+class PollServer(web.Server):
+    """aiohttp's server, whose connections begin without one of its handlers: it is made when first bytes come.
+
+    `begun` is told of each connection that aiohttp has got.
+    """
+
+    def __init__(
+        self,
+        made: web.Server,
+        connect: Callable[[PollServer], asyncio.BaseProtocol],
+        handler: type[PollHandler] = PollHandler,
+    ) -> None:
+        """Be what aiohttp has made for its application, with handlers of this class."""
+        super().__init__(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,  # noqa: SLF001 - aiohttp has no way to make another kind
+            **made._kwargs,  # noqa: SLF001
+        )
+        self._connect = connect
+        self._handler = handler
+        self.begun: Callable[[asyncio.BaseProtocol], None] = _ignore
+
+    def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]
+        """Return the protocol of a new connection."""
+        return self._connect(self)
+
+    def handler(self) -> PollHandler:
+        """Return a handler for a connection on which bytes have come."""
+        return self._handler(self, loop=self._loop, **self._kwargs)

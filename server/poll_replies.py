@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import orjson
 
@@ -36,22 +37,29 @@ class Manner:
 PLAIN: Final = Manner()
 
 
-def compose(task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> tuple[int, dict[str, str], bytes | None]:
-    """Return status, headers and body; the state's JSON is made once for all who waited for it."""
-    held = answer.held_seconds
-    headers = {
-        "ETag": f'"{task.task_id}.{task.version}"',
-        "X-Task-Version": str(task.version),
-        "Server-Timing": f"hold;dur={held * 1000:.1f}",
-    }
+Composed: TypeAlias = tuple[int, str, bytes | None]
+"""Status, header lines (each with its CRLF) and body. Text, since a parked connection sends them as they are."""
+
+
+def compose(task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> Composed:
+    """Return the reply that tells this answer; the state's JSON is made once for all who waited for it."""
+    held, version = answer.held_seconds, task.version
+    head = (
+        f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\n'
+        f"Server-Timing: hold;dur={held * 1000:.1f}\r\n"
+    )
     if manner.preferred_wait is not None:
-        headers["Preference-Applied"] = f"wait={manner.preferred_wait:g}"
+        head += f"Preference-Applied: wait={manner.preferred_wait:g}\r\n"
     # Any other reason must be read by the client, and a 304 has no body to say it in.
-    if manner.tagged_version == task.version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
-        return 304, headers, None
-    headers["Content-Type"] = JSON
+    if manner.tagged_version == version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
+        return 304, head, None
     poll = describe_poll(answer.reason, changed=answer.changed, held_seconds=held, finished=task.terminal)
-    return 200, headers, b'{"data":%b,"poll":%b}' % (task.data, orjson.dumps(poll))
+    return 200, f"{head}Content-Type: {JSON}\r\n", b'{"data":%b,"poll":%b}' % (task.data, orjson.dumps(poll))
+
+
+def headers_of(head: str) -> dict[str, str]:
+    """Return header lines as a mapping, for aiohttp."""
+    return dict(line.split(": ", 1) for line in head.splitlines())
 
 
 def describe_poll(reason: Reason, *, changed: bool, held_seconds: float, finished: bool) -> dict[str, object]:
@@ -78,13 +86,8 @@ def outcome(answer: Answer[Task]) -> str:
     return answer.reason.value
 
 
-def compose_problem(problem: Problem, request_id: str) -> tuple[int, dict[str, str], bytes | None]:
-    """Return status, headers and body for what can't be answered."""
-    return problem.status, {"Content-Type": PROBLEM_JSON}, describe_problem(problem, request_id)
-
-
-def describe_problem(problem: Problem, request_id: str) -> bytes:
-    """Return the JSON of a problem (RFC 9457); `error` is what the guide's clients read."""
+def compose_problem(problem: Problem, request_id: str) -> Composed:
+    """Return the reply that tells what can't be answered; `error` is what the guide's clients read (RFC 9457)."""
     members: dict[str, object] = {
         "type": f"urn:longpoll:problem:{problem.code}",
         "title": problem.title,
@@ -95,4 +98,7 @@ def describe_problem(problem: Problem, request_id: str) -> bytes:
     }
     if problem.detail:
         members["detail"] = problem.detail
-    return orjson.dumps(members)
+    head = f"Content-Type: {PROBLEM_JSON}\r\n"
+    if problem.retry_after is not None:
+        head += f"Retry-After: {math.ceil(problem.retry_after)}\r\n"
+    return problem.status, head, orjson.dumps(members)

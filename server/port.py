@@ -15,7 +15,7 @@ from aiohttp import web
 from server.config import Server
 from server.errors import ConfigurationError
 from server.handover import HANDSHAKE_SECONDS, hear_no_syn
-from server.parking import PollServer
+from server.poll_handler import PollServer
 
 # How long a connection that was made last may take to bring its first request, its TLS handshake included.
 PATIENCE_SECONDS: Final = 0.8

@@ -13,9 +13,8 @@ from server.errors import BadRequest, ExpectationFailed, Problem
 from server.keys import PARKING, TRACE
 from server.middlewares import complete
 from server.observing import Trace
-from server.parking import PollServer
-from server.poll_handler import PollHandler
-from server.poll_replies import compose_problem
+from server.poll_handler import PollHandler, PollServer
+from server.poll_replies import compose_problem, headers_of
 
 
 class Runner(web.AppRunner):
@@ -24,7 +23,7 @@ class Runner(web.AppRunner):
     __slots__ = ()
 
     async def _make_server(self) -> PollServer:
-        return PollServer(await super()._make_server(), self.app[PARKING], Handler)
+        return PollServer(await super()._make_server(), self.app[PARKING].connect, Handler)
 
 
 class Handler(PollHandler):
@@ -59,7 +58,7 @@ class Handler(PollHandler):
 
 def _reply(request: web.BaseRequest, problem: Problem) -> web.Response:
     trace = request[TRACE] = Trace(secrets.token_hex(8))
-    status, headers, body = compose_problem(problem, trace.request_id)
-    response = web.Response(body=body, status=status, headers=headers)
+    status, head, body = compose_problem(problem, trace.request_id)
+    response = web.Response(body=body, status=status, headers=headers_of(head))
     complete(response, trace.request_id)
     return response

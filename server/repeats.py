@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from server.waiting.polling import Question
+
 _END: Final = b"\r\n\r\n"
 _LONGEST: Final = 8192
 # Nothing percent-encoded, or the same parameter might be there in another spelling.
@@ -26,6 +28,15 @@ class Repeatable:
 
     digest: bytes
     position: int
+
+
+@dataclass(slots=True)
+class Again:
+    """What must be known to answer the same poll again: the bytes it was, whose it was, and what they asked."""
+
+    request: Repeatable
+    credential: str
+    question: Question
 
 
 def read(data: bytes) -> tuple[Repeatable, int] | None:

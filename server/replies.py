@@ -12,7 +12,7 @@ from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
 from server.keys import STATIC_VERSION, TRACE
-from server.poll_replies import JSON, compose_problem
+from server.poll_replies import JSON, compose_problem, headers_of
 
 
 def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -29,8 +29,8 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
         context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
         response = await page(request, "error.html", context, status=problem.status)
     else:
-        status, headers, body = compose_problem(problem, request[TRACE].request_id)
-        response = web.Response(body=body, status=status, headers=headers)
+        status, head, body = compose_problem(problem, request[TRACE].request_id)
+        return web.Response(body=body, status=status, headers=headers_of(head))
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     return response

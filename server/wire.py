@@ -27,13 +27,12 @@ _SAME_FOR_ALL: Final = "".join(
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 
 
-def reply_bytes(status: int, headers: dict[str, str], body: bytes | None, *, request_id: str, close: bool) -> bytes:
+def reply_bytes(status: int, head: str, body: bytes | None, *, request_id: str, close: bool) -> bytes:
     """Return a reply of HTTP/1.1 as aiohttp would send it behind our middlewares; body None: there can't be one (304)."""
-    own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     length = "" if body is None else f"Content-Length: {len(body)}\r\n"
     connection = "Connection: close\r\n" if close else ""
-    head = (
-        f"{_STATUS_LINES[status]}{own}{length}{REQUEST_ID}: {request_id}\r\n"
+    whole = (
+        f"{_STATUS_LINES[status]}{head}{length}{REQUEST_ID}: {request_id}\r\n"
         f"{_SAME_FOR_ALL}Date: {rfc822_formatted_time()}\r\n{connection}\r\n"
     )
-    return head.encode("latin-1") + (body or b"")
+    return whole.encode("latin-1") + (body or b"")

@@ -14,8 +14,7 @@ from aiohttp import web
 
 from server import keys, parking, poll_replies, repeats
 from server.config import Config
-from server.parking import PollServer
-from server.poll_handler import PollHandler
+from server.poll_handler import PollHandler, PollServer
 from server.waiting.polling import ParkedPoll
 from server.waiting.waiters import TaskHold
 from tests.conftest import Enter, Person, Sql, Start, until

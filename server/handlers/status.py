@@ -18,8 +18,8 @@ from server.handlers import parameters
 from server.identity import credential, signed_in_user
 from server.keys import BATCH_POLLING, CONFIG, OBSERVER, PARKING, POLLING, RATES, TRACE
 from server.observing import CLIENT_GONE
-from server.parking import CONNECTION, PARKED, Again
-from server.poll_replies import PLAIN, Manner, compose, describe_poll, missing, outcome
+from server.parking import CONNECTION, PARKED
+from server.poll_replies import PLAIN, Manner, compose, describe_poll, headers_of, missing, outcome
 from server.replies import json_reply
 from server.storage.tasks import Task
 from server.waiting.batches import BatchQuestion
@@ -45,8 +45,8 @@ async def status(request: web.Request) -> web.StreamResponse:
     request.app[OBSERVER].poll_finished(request[TRACE], outcome(answer), answer.held_seconds, changed)
     if answer.snapshot is None:
         raise missing(answer)
-    http_status, headers, body = compose(answer.snapshot, answer, manner)
-    return web.Response(status=http_status, headers=headers, body=body)
+    http_status, head, body = compose(answer.snapshot, answer, manner)
+    return web.Response(status=http_status, headers=headers_of(head), body=body)
 
 
 async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:
@@ -63,12 +63,12 @@ async def _answer_or_park(request: web.Request, question: Question, manner: Mann
     return None
 
 
-def _again(request: web.Request, question: Question) -> Again | None:
+def _again(request: web.Request, question: Question) -> repeats.Again | None:
     """Return how to know this poll when it comes again, if it is one that can be known."""
     found, secret_key = repeats.read(request.app[PARKING].bytes_of(request)), credential(request)
     if found is None or secret_key is None or found[1] != question.version:
         return None
-    return Again(found[0], secret_key, question)
+    return repeats.Again(found[0], secret_key, question)
 
 
 async def batch(request: web.Request) -> web.Response:

@@ -24,7 +24,7 @@ class Until(StrEnum):
     TERMINAL = "terminal"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would triple what making one costs, and each poll makes one
 class Question:
     """What a client asks: the task, the version it has seen (None: whatever holds on arrival), how long it waits."""
 
@@ -35,8 +35,12 @@ class Question:
     until: Until = Until.CHANGE
     client: str | None = None
 
+    def about(self, version: int) -> Question:
+        """Return the same question by somebody who has seen this version."""
+        return Question(self.task_id, self.user_id, version, self.seconds, self.until, self.client)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Answer(Generic[S]):
     """The state that ends a poll, and why it ended. Snapshot None: there is no such task for this user.
 
