@@ -214,3 +214,15 @@ async def test_only_an_abusive_rate_of_polls_is_refused(start: Start, enter: Ent
         assert reply.status == 429
         assert 1 <= int(reply.headers["Retry-After"]) <= 75
     await bob.status(await bob.create(), wait=0)
+
+
+async def test_over_the_cap_of_the_process_it_is_answered_at_once(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(polling={"max_held": 1}))
+    task_id = await alice.create()
+    held = asyncio.create_task(alice.status(task_id, version=1))
+    await until(lambda: alice.held == 1)
+    body = await answer(alice, f"{task_id}:1")
+    assert (body["poll"]["reason"], body["unchanged"]) == ("degraded", [task_id])
+    assert 3000 <= body["poll"]["retryAfterMs"] <= 8000
+    assert not held.done()
+    held.cancel()
