@@ -245,12 +245,13 @@ async def test_a_worker_that_lost_its_lease_can_not_write(
     sql("UPDATE public.image_generations SET lease_expires_at = now() - interval '1 s' WHERE task_id = %s", (task_id,))
     successor = Rehearsal()
     successor.go_on.set()
-    await hire(successor)
+    worker = await hire(successor)
     await until_status(sql, task_id, "completed")
     version = column(sql, task_id, "version")
     frozen.go_on.set()
     await until(lambda: frozen.closed)
     other = order()
+    worker.wake()
     await until_status(sql, other, "completed")
     assert column(sql, task_id, "attempt") == 2
     assert column(sql, task_id, "version") == version
