@@ -219,7 +219,7 @@ def _closing(text: str) -> str:
 
 
 def _with_body(text: str) -> str:
-    return text[:-2] + "Content-Length: 2\r\n\r\n{}"
+    return text[:-2] + "Content-Length: 4\r\n\r\n\r\n\r\n"  # which ends as a request without one does
 
 
 @pytest.mark.parametrize(
