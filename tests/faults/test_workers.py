@@ -71,10 +71,11 @@ class Workshop:
                     return process, task_id
         return None
 
-    async def until_taken_over(self, task_id: str) -> None:
-        """Wait until a second worker has made a step of this task."""
-        statement = "SELECT attempt > 1 AND progress > 0 FROM public.image_generations WHERE task_id = %s"
-        await until(lambda: self._sql(statement, (task_id,))[0][0], seconds=60)
+    async def until_taken_over(self, task_id: str, frozen: ServerProcess) -> None:
+        """Wait until another worker has made a step of this task."""
+        statement = "SELECT progress > 0 AND lease_owner NOT LIKE %s FROM public.image_generations WHERE task_id = %s"
+        name = f"%-{frozen.process.pid}-%"
+        await until(lambda: self._sql(statement, (name, task_id))[0][0], seconds=60)
 
     async def until_ended(self, task_ids: Sequence[str]) -> None:
         """Wait until these tasks have been completed."""
@@ -136,7 +137,9 @@ async def test_a_worker_that_was_frozen_past_its_lease_is_refused(open_workshop:
             workshop.order(4)
             frozen, task_id = await workshop.until_one_works()
             frozen.process.send_signal(signal.SIGSTOP)
-            await workshop.until_taken_over(task_id)  # it is processing, as the frozen one believes: but not by it
+            await workshop.until_taken_over(
+                task_id, frozen
+            )  # it is processing, as the frozen one believes: but not by it
             frozen.process.send_signal(signal.SIGCONT)
             await asyncio.to_thread(frozen.until_said, LEASE_LOST)
             assert await asyncio.to_thread(frozen.stop) == 0  # the next that says so shall be another one
