@@ -75,6 +75,7 @@ class BatchPolling(Generic[S]):
         Raises:
             StorageError: a task can't be read, and this process knows nothing of it.
         """
+        arrival = self._waiters.arrive()
         with contextlib.ExitStack() as stack:
             tasks = [stack.enter_context(self._board.watch(task_id)) for task_id in question.versions]
             await self._board.refresh(tasks)
@@ -82,12 +83,12 @@ class BatchPolling(Generic[S]):
             if ahead:
                 # Another server may have told of versions whose notifications haven't reached us yet.
                 await self._board.refresh(ahead, anew=True)
-            reason = self._reason_not_to_wait(question, tasks)
+            reason = self._reason_not_to_wait(question, tasks, arrival)
             if reason is not None:
                 return _answer(question, tasks, reason)
-            return await self._wait(question, tasks)
+            return await self._wait(question, tasks, arrival)
 
-    def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> Reason | None:
+    def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> Reason | None:
         if any(_is_ahead(question, each) for each in tasks):
             return Reason.RESET
         if _is_urgent(question, tasks) or question.seconds <= 0:
@@ -96,15 +97,12 @@ class BatchPolling(Generic[S]):
             return Reason.IMMEDIATE
         if all(each.snapshot is not None and each.snapshot.terminal for each in tasks):
             return Reason.IMMEDIATE
-        if self._waiters.draining:
-            return Reason.DRAIN
-        return Reason.DEGRADED if self._waiters.full else None
+        return self._waiters.reason_not_to_hold(_client(question), arrival)
 
-    async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> BatchAnswer[S]:
+    async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> BatchAnswer[S]:
         started = self._clock()
-        client = (question.user_id, "", question.client) if question.client else None
         seconds = question.seconds - self._chance() * min(self._jitter_seconds, question.seconds / 10)
-        with self._waiters.hold(question.user_id, client, seconds) as hold:
+        with self._waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
             while not _is_news(question, tasks):
                 with _following(tasks) as event:
                     await event.wait()
@@ -123,6 +121,10 @@ class BatchPolling(Generic[S]):
                         await event.wait()
         shortest, longest = GATHER_SECONDS
         await asyncio.sleep(shortest + self._chance() * (longest - shortest))
+
+
+def _client(question: BatchQuestion) -> tuple[str, str, str] | None:
+    return (question.user_id, "", question.client) if question.client else None
 
 
 @contextlib.contextmanager

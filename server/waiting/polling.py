@@ -80,8 +80,9 @@ class Polling(Generic[S]):
             StorageError: the task can't be read, and this process knows nothing of it.
         """
         with self.board.watch(question.task_id) as watched:  # before anything is read
-            found = await self._look(question, watched)
-            return found if isinstance(found, Answer) else await self._wait(question, watched, found)
+            arrival = self.waiters.arrive()
+            found = await self._look(question, watched, arrival)
+            return found if isinstance(found, Answer) else await self._wait(question, watched, found, arrival)
 
     async def answer_or_park(self, question: Question, tell: Callable[[Answer[S]], None]) -> Answer[S] | ParkedPoll[S]:
         """Return the answer if there is one now; else a poll that waits without this task, and calls `tell` once.
@@ -90,11 +91,12 @@ class Polling(Generic[S]):
             StorageError: the task can't be read, and this process knows nothing of it.
         """
         with self.board.watch(question.task_id) as watched:  # before anything is read
-            found = await self._look(question, watched)
+            arrival = self.waiters.arrive()
+            found = await self._look(question, watched, arrival)
             if isinstance(found, Answer):
                 return found
             # Nothing is awaited between the look and the parking: no change can come between the two.
-            return ParkedPoll(self, question, watched, found, tell)
+            return ParkedPoll(self, question, watched, found, arrival, tell)
 
     def park_at_once(self, question: Question, tell: Callable[[Answer[S]], None]) -> ParkedPoll[S] | None:
         """Park a poll for which there is surely nothing new; None if that takes a read, or there is an answer now."""
@@ -102,11 +104,12 @@ class Polling(Generic[S]):
         seen = watched.snapshot if watched is not None else None
         if watched is None or seen is None or seen.user_id != question.user_id:
             return None
-        if self._reason_not_to_wait(question, seen) is not None:
+        arrival = self.waiters.arrive()
+        if self._reason_not_to_wait(question, seen, arrival) is not None:
             return None
-        return ParkedPoll(self, question, watched, seen, tell)
+        return ParkedPoll(self, question, watched, seen, arrival, tell)
 
-    async def _look(self, question: Question, watched: Watched[S]) -> Answer[S] | S:
+    async def _look(self, question: Question, watched: Watched[S], arrival: int) -> Answer[S] | S:
         """Return the answer, or the state that the client must wait to see changed."""
         snapshot = await self.board.current(watched)
         if snapshot is not None and question.version is not None and question.version > snapshot.version:
@@ -114,25 +117,22 @@ class Polling(Generic[S]):
             snapshot = await self.board.current(watched, anew=True)
         if snapshot is None or snapshot.user_id != question.user_id:
             return Answer(None, Reason.IMMEDIATE)
-        reason = self._reason_not_to_wait(question, snapshot)
+        reason = self._reason_not_to_wait(question, snapshot, arrival)
         if reason is None:
             return snapshot
         return Answer(snapshot, reason, question.version is not None and snapshot.version != question.version)
 
-    def _reason_not_to_wait(self, question: Question, snapshot: S) -> Reason | None:
+    def _reason_not_to_wait(self, question: Question, snapshot: S, arrival: int) -> Reason | None:
         if question.version is not None and question.version > snapshot.version:
             return Reason.RESET
         if snapshot.terminal or question.seconds <= 0 or question.version not in (None, snapshot.version):
             return Reason.IMMEDIATE
-        if self.waiters.draining:
-            return Reason.DRAIN
-        if self.waiters.full:
-            return Reason.DEGRADED
-        return None
+        return self.waiters.reason_not_to_hold(_client(question), arrival)
 
-    async def _wait(self, question: Question, watched: Watched[S], seen: S) -> Answer[S]:
+    async def _wait(self, question: Question, watched: Watched[S], seen: S, arrival: int) -> Answer[S]:
         started = self.clock()
-        with self.waiters.hold(question.user_id, _client(question), self.jittered(question.seconds)) as hold:
+        seconds = self.jittered(question.seconds)
+        with self.waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
             while not _is_enough(question.until, seen, watched.snapshot):
                 await watched.event.wait()
         return _conclude(question.until, seen, watched.snapshot, hold.reason, self.clock() - started)
@@ -156,10 +156,11 @@ class ParkedPoll(Hold, Generic[S]):
         question: Question,
         watched: Watched[S],
         seen: S,
+        arrival: int,
         tell: Callable[[Answer[S]], None],
     ) -> None:
         """Begin to wait; `seen` is what the watched task is now."""
-        super().__init__(question.user_id, _client(question), polling.jittered(question.seconds))
+        super().__init__(question.user_id, _client(question), polling.jittered(question.seconds), arrival)
         self._polling = polling
         self._until = question.until
         self._seen = seen

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from enum import StrEnum
@@ -33,10 +34,11 @@ class Reason(StrEnum):
 class Hold(abc.ABC):
     """One poll that waits: whose it is, for how long at most, and why it ended, if somebody has ended it."""
 
-    __slots__ = ("client", "reason", "seconds", "slot", "user")
+    __slots__ = ("arrival", "client", "reason", "seconds", "slot", "user")
 
-    def __init__(self, user: str, client: tuple[str, str, str] | None, seconds: float) -> None:
-        """`client`: user, task and page that polls, if the page has a name."""
+    def __init__(self, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int) -> None:
+        """`client`: user, task and page that polls, if the page has a name. `arrival`: its number among all polls."""
+        self.arrival = arrival
         self.user = user
         self.client = client
         self.seconds = seconds
@@ -61,9 +63,11 @@ class TaskHold(Hold):
 
     __slots__ = ("_cancelling", "_task", "_waiters")
 
-    def __init__(self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float) -> None:
+    def __init__(
+        self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int
+    ) -> None:
         """Take note; entering the block begins the hold."""
-        super().__init__(user, client, seconds)
+        super().__init__(user, client, seconds, arrival)
         self._waiters = waiters
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -105,6 +109,7 @@ class Waiters:
         self._by_user: dict[str, dict[Hold, None]] = {}
         self._by_client: dict[tuple[str, str, str], Hold] = {}
         self._deadlines = Deadlines()
+        self._arrivals = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -119,9 +124,24 @@ class Waiters:
         """Whether this process holds as many polls as it may."""
         return len(self._held) >= self.max_held
 
-    def hold(self, user: str, client: tuple[str, str, str] | None, seconds: float) -> TaskHold:
-        """Return a hold of at most that many seconds for the current task, to be entered."""
-        return TaskHold(self, user, client, seconds)
+    def arrive(self) -> int:
+        """Return the number of a poll that has just arrived: before it reads anything, which may take a while."""
+        return next(self._arrivals)
+
+    def reason_not_to_hold(self, client: tuple[str, str, str] | None, arrival: int) -> Reason | None:
+        """Return why a poll with no news is answered all the same, or None if it may be held."""
+        if self.draining:
+            return Reason.DRAIN
+        held = self._by_client.get(client) if client is not None else None
+        if held is not None and held.arrival > arrival:
+            return Reason.SUPERSEDED  # the same client has come again while this one was being read for
+        return Reason.DEGRADED if self.full else None
+
+    def hold(
+        self, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int | None = None
+    ) -> TaskHold:
+        """Return a hold of at most that many seconds for the current task, to be entered; it arrives now if not before."""
+        return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival)
 
     def join(self, hold: Hold) -> None:
         """Register a hold that begins; an older one of the same client, or the user's oldest, may have to end."""

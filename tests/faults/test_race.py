@@ -215,7 +215,7 @@ class RegistersLate(Polling[State]):
         await asyncio.sleep(0)
         with self.board.watch(question.task_id) as watched:
             watched.snapshot, watched.known, watched.settled = snapshot, True, watched.doubts
-            return await self._wait(question, watched, snapshot)
+            return await self._wait(question, watched, snapshot, self.waiters.arrive())
 
 
 class DeafWhileReading(Board[State]):

@@ -38,6 +38,7 @@ class Client:
     user: str = OWNER
     page: str | None = None
     parks: bool = False
+    number: int = 0  # of its latest poll, among those of its page
     seen: Counter[str] = field(default_factory=Counter)
     poll: asyncio.Task[Told] | None = None
     named: dict[str, int | None] = field(default_factory=dict)
@@ -50,7 +51,7 @@ class Client:
 
 
 def some_clients() -> list[Client]:
-    """Return one of each kind: alone, twice on one page, both with a task to wait in and parked, asking for both tasks, and a stranger."""
+    """Return one of each kind: alone, twice on one page (each parked or not), asking for both tasks, and a stranger."""
     both = (False, True)
     alone = [Client((task_id,), parks=parks) for task_id in TASKS for parks in both]
     page = [Client(("a",), page="page", parks=parks) for parks in both]
@@ -168,6 +169,7 @@ class World:
         if client.poll is not None:
             return
         self.asked[client.key] += 1
+        client.number = self.asked[client.key]
         client.news_since = None
         client.named = {task_id: self._name(client, task_id, naming) for task_id in client.tasks}
         client.poll = self.loop.create_task(self._poll(client, seconds, until))
@@ -223,7 +225,8 @@ class World:
     def _judge(self, client: Client, reason: Reason) -> None:
         assert reason is not Reason.RESET or self.restored, "no database was restored"
         assert reason is not Reason.DRAIN or self.drained_at is not None, "the process doesn't stop"
-        assert reason is not Reason.SUPERSEDED or (client.key and self.asked[client.key] > 1), "nobody else asked"
+        newer = client.key and self.asked[client.key] > client.number
+        assert reason is not Reason.SUPERSEDED or newer, "nobody has asked since"
 
     def _learn(self, client: Client, snapshot: State, reason: Reason) -> None:
         task_id, named = snapshot.task_id, client.named[snapshot.task_id]
