@@ -88,11 +88,12 @@ def folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def ours(options: Options) -> Iterator[Peer]:
+def ours(options: Options, *, park: bool = True) -> Iterator[Peer]:
     port = free_port()
     settings = {
         "SERVER__PORT": port,
         "GENERATION__WORKERS": 0,
+        "POLLING__PARK": park,
         "POLLING__MAX_HELD_PER_USER": options.clients,
         "POLLING__MAX_HELD": max(options.clients, 18_000),
         "LIMITS__ENABLED": "false",
@@ -204,6 +205,7 @@ def main() -> None:
     """Compare; with names, only these."""
     known: dict[str, Start] = {
         "ours": ours,
+        "ours, by coroutines": lambda options: ours(options, park=False),
         "bare": bare,
         "bare, tame": lambda options: bare(options, "--tame"),
         "Nchan": nchan,
