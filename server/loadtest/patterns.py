@@ -37,7 +37,7 @@ def carry_out(run: Run) -> Figures:
 
 def _one(run: Run) -> None:
     _change_at_a_rate(run, "changing one at a time")
-    _let_arrive(run)
+    run.let_arrive(run.options.grace)
 
 
 def _storm(run: Run) -> None:
@@ -70,7 +70,7 @@ def _steady(run: Run) -> None:
     said, before, replies = run.statistics(), run.costs(), run.generators.counts.replies
     _change_at_a_rate(run, "changing and asking again")
     _note_traffic(run, said, before, replies)
-    _let_arrive(run)
+    run.let_arrive(run.options.grace)
 
 
 def _poll(run: Run) -> None:
@@ -83,7 +83,7 @@ def _poll(run: Run) -> None:
     said, before, replies = run.statistics(), run.costs(), run.generators.counts.replies
     _change_at_a_rate(run, "polling")
     _note_traffic(run, said, before, replies)
-    _let_arrive(run, options.interval)
+    run.let_arrive(options.grace + options.interval)
 
 
 _PATTERNS: Mapping[str, Callable[[Run], None]] = {
@@ -113,11 +113,6 @@ def _change_at_a_rate(run: Run, name: str) -> None:
     run.note(changes_per_second=done / (time.monotonic() - began))
 
 
-def _let_arrive(run: Run, more: float = 0.0) -> None:
-    """Give the last wakes the grace, and so many seconds more."""
-    run.generators.listen_until(time.monotonic() + run.options.grace + more)
-
-
 def _note_traffic(run: Run, said: Mapping[str, float], before: Costs, replies: int) -> None:
     spent, count = run.costs().since(before), run.generators.counts.replies - replies
     run.note(
@@ -144,6 +139,10 @@ def _remark(figures: Figures, *, grace_ms: float) -> None:
     if values["tester_stop_ms"] > grace_ms / 2:
         figures.remarks.append(
             f"This tester itself stood still for {values['tester_stop_ms']:.0f} ms: late and lost wakes may be its own."
+        )
+    if values["lost"] and values["late"]:
+        figures.remarks.append(
+            "Other wakes were late: the server may be starved rather than forgetful. A longer --grace tells the two apart."
         )
     if values["foreign"]:
         figures.remarks.append(
