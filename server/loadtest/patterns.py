@@ -31,7 +31,7 @@ def carry_out(run: Run) -> Figures:
     run.note(repaired=_growth(said, run.statistics(), _REPAIRS))
     if said.get(_HELD_BEFORE) and "kilobytes_per_held" in figures.values:
         figures.remarks.append(_USED_MEMORY)
-    _remark(figures, grace_ms=run.options.grace * 1000)
+    _remark(figures, grace_ms=run.options.grace * 1000, processes=len(run.options.pids))
     return figures
 
 
@@ -128,7 +128,7 @@ def _growth(before: Mapping[str, float], after: Mapping[str, float], name: str) 
     return after[name] - before[name] if name in before and name in after else None
 
 
-def _remark(figures: Figures, *, grace_ms: float) -> None:
+def _remark(figures: Figures, *, grace_ms: float, processes: int) -> None:
     """Say what explains the figures, or makes them worth less."""
     values = figures.values
     server, tester = values.get("server_cpu_seconds"), values["tester_cpu_seconds"]
@@ -148,5 +148,7 @@ def _remark(figures: Figures, *, grace_ms: float) -> None:
         figures.remarks.append(
             "Somebody else changes these tasks; if it is a worker, start the server with LONGPOLL_GENERATION__WORKERS=0."
         )
+    if processes > 1 and "repaired" in values:
+        figures.remarks.append("Statements and repairs are those of one of the server's processes: each has its own.")
     if values.get("repaired"):
         figures.remarks.append("The server says that notifications were missed, and that its sweep repaired it.")
