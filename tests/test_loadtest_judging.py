@@ -14,7 +14,9 @@ def judged(*events: Commit | Record | Pending, now: float = 100.0, tasks: int = 
     judge = Judge(tasks=tasks, grace_seconds=1.0)
     judge.committed(event for event in events if isinstance(event, Commit))
     records = [event for event in events if isinstance(event, Record)]
-    return judge.judge(records, [event for event in events if isinstance(event, Pending)], now)
+    found = judge.judge(records)
+    found.lost += judge.overdue([event for event in events if isinstance(event, Pending)], now)
+    return found
 
 
 def commit(version: int, at: float, task: int = 0) -> Commit:

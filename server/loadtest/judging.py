@@ -65,7 +65,7 @@ class Judge:
             self._versions[commit.task].append(commit.version)
             self._returned[commit.task].append(commit.returned)
 
-    def judge(self, records: Sequence[Record], pending: Sequence[Pending], now: float) -> Judgement:
+    def judge(self, records: Sequence[Record]) -> Judgement:
         """Say what became of these polls. Every change that they may have seen must be known."""
         found = Judgement()
         for record in records:
@@ -73,11 +73,14 @@ class Judge:
             found.reasons[reason] += 1
             self._judge_reason(record, reason, found)
             self._judge_wake(record, reason, found)
-        for poll in pending:
-            commit = self._first_after(poll.client % self._tasks, poll.asked)
-            if commit is not None and now - max(commit.returned, poll.sent) > self._grace:
-                found.lost += 1
         return found
+
+    def overdue(self, pending: Sequence[Pending], now: float) -> int:
+        """Return how many of these polls still wait although a change was committed for longer than the grace."""
+        firsts = ((poll, self._first_after(poll.client % self._tasks, poll.asked)) for poll in pending)
+        return sum(
+            commit is not None and now - max(commit.returned, poll.sent) > self._grace for poll, commit in firsts
+        )
 
     def _judge_reason(self, record: Record, reason: Reason, found: Judgement) -> None:
         unchanged = record.version == record.asked and not record.reason & FINAL

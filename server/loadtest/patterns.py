@@ -31,13 +31,13 @@ def carry_out(run: Run) -> Figures:
     run.note(repaired=_growth(said, run.statistics(), _REPAIRS))
     if said.get(_HELD_BEFORE) and "kilobytes_per_held" in figures.values:
         figures.remarks.append(_USED_MEMORY)
-    _remark(figures, grace_ms=run.options.grace * 1000)
+    _remark(figures, grace_ms=run.options.grace * 1000, processes=len(run.options.pids))
     return figures
 
 
 def _one(run: Run) -> None:
     _change_at_a_rate(run, "changing one at a time")
-    _let_arrive(run)
+    run.let_arrive(run.options.grace)
 
 
 def _storm(run: Run) -> None:
@@ -70,7 +70,7 @@ def _steady(run: Run) -> None:
     said, before, replies = run.statistics(), run.costs(), run.generators.counts.replies
     _change_at_a_rate(run, "changing and asking again")
     _note_traffic(run, said, before, replies)
-    _let_arrive(run)
+    run.let_arrive(run.options.grace)
 
 
 def _poll(run: Run) -> None:
@@ -83,7 +83,7 @@ def _poll(run: Run) -> None:
     said, before, replies = run.statistics(), run.costs(), run.generators.counts.replies
     _change_at_a_rate(run, "polling")
     _note_traffic(run, said, before, replies)
-    _let_arrive(run, options.interval)
+    run.let_arrive(options.grace + options.interval)
 
 
 _PATTERNS: Mapping[str, Callable[[Run], None]] = {
@@ -113,11 +113,6 @@ def _change_at_a_rate(run: Run, name: str) -> None:
     run.note(changes_per_second=done / (time.monotonic() - began))
 
 
-def _let_arrive(run: Run, more: float = 0.0) -> None:
-    """Give the last wakes the grace, and so many seconds more."""
-    run.generators.listen_until(time.monotonic() + run.options.grace + more)
-
-
 def _note_traffic(run: Run, said: Mapping[str, float], before: Costs, replies: int) -> None:
     spent, count = run.costs().since(before), run.generators.counts.replies - replies
     run.note(
@@ -133,7 +128,7 @@ def _growth(before: Mapping[str, float], after: Mapping[str, float], name: str) 
     return after[name] - before[name] if name in before and name in after else None
 
 
-def _remark(figures: Figures, *, grace_ms: float) -> None:
+def _remark(figures: Figures, *, grace_ms: float, processes: int) -> None:
     """Say what explains the figures, or makes them worth less."""
     values = figures.values
     server, tester = values.get("server_cpu_seconds"), values["tester_cpu_seconds"]
@@ -145,9 +140,15 @@ def _remark(figures: Figures, *, grace_ms: float) -> None:
         figures.remarks.append(
             f"This tester itself stood still for {values['tester_stop_ms']:.0f} ms: late and lost wakes may be its own."
         )
+    if values["lost"] and values["late"]:
+        figures.remarks.append(
+            "Other wakes were late: the server may be starved rather than forgetful. A longer --grace tells the two apart."
+        )
     if values["foreign"]:
         figures.remarks.append(
             "Somebody else changes these tasks; if it is a worker, start the server with LONGPOLL_GENERATION__WORKERS=0."
         )
+    if processes > 1 and "repaired" in values:
+        figures.remarks.append("Statements and repairs are those of one of the server's processes: each has its own.")
     if values.get("repaired"):
         figures.remarks.append("The server says that notifications were missed, and that its sweep repaired it.")

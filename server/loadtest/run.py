@@ -93,6 +93,7 @@ class Run:
         self.judge = Judge(tasks=options.tasks, grace_seconds=options.grace)
         self.found = Judgement()
         self.changes = 0
+        self.overdue = 0
         self.display = means.display
         self._tester = Gauge(self.generators.process_ids)
         self.failures: Counter[str] = Counter()
@@ -187,8 +188,9 @@ class Run:
             LoadTestError: the server refuses to do what is to be measured.
         """
         gathered = self.generators.harvest()
-        found = self.judge.judge(gathered.records, gathered.pending, time.monotonic())
+        found = self.judge.judge(gathered.records)
         self.found.add(found)
+        self.overdue = self.judge.overdue(gathered.pending, time.monotonic())
         self.failures += gathered.failures
         self._connected_at.extend(gathered.connected_at)
         self.note(tester_stop_ms=gathered.longest_stop * 1000)
@@ -205,6 +207,15 @@ class Run:
         """Take note of changes."""
         self.changes += len(commits)
         self.judge.committed(commits)
+
+    def let_arrive(self, seconds: float) -> None:
+        """Give the last wakes so much time; whoever is overdue then has until its hold must have ended."""
+        self.generators.listen_until(time.monotonic() + seconds)
+        self.gather()
+        end = time.monotonic() + self.options.wait + _LATENESS_SECONDS
+        while self.overdue and time.monotonic() < end:
+            self.watch("waiting for the overdue", _CHECK_SECONDS, None)
+            self.gather()
 
     # All at once ---------------------------------------------------------------------------------------------------------
 
@@ -305,7 +316,7 @@ class Run:
             without_reason=found.without_reason if self.options.holds else 0,
             late=found.late,
             foreign=self.stage.foreign_changes(),
-            lost=found.lost,
+            lost=found.lost + self.overdue,
         )
         return figures
 
