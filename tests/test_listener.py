@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import aiopg
 import pytest
 
 from server.metrics import Metrics
@@ -272,6 +273,27 @@ async def test_a_database_that_is_not_there_is_tried_again_however_often_that_fa
     ear.listener._dsn = dsn
     await until(lambda: ear.events == ["restored"])
     await ear.end()
+
+
+async def test_a_cancellation_that_aiopg_swallows_while_it_connects_ends_the_listener_all_the_same(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_connect = aiopg.connect
+
+    async def swallow(*args: object, **options: object) -> aiopg.Connection:
+        connection = await real_connect(*args, **options)
+        assert ear.running is not None
+        ear.running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return connection
+
+    ear = await listen()
+    monkeypatch.setattr(aiopg, "connect", swallow)
+    ear.listener._drop_connection()
+    assert ear.running is not None
+    await until(ear.running.done)
+    assert ear.running.cancelled()
 
 
 @pytest.mark.parametrize("healthy", [True, False])

@@ -106,6 +106,7 @@ class Listener:
             try:
                 async with connected(self._dsn, self._timeout) as connection:
                     await self._subscribe(connection)
+                    _heed_cancellation()
                     logs.log.info(logs.LISTENER_CONNECTED, attempt=attempt)
                     await self._hear(connection)
             except Exception as error:  # noqa: BLE001 - whatever it was, listening must go on (uvloop: RuntimeError)
@@ -188,6 +189,16 @@ class Listener:
             self._lost()
         echo, self._echo = self._echo, asyncio.Event()
         echo.set()
+
+
+def _heed_cancellation() -> None:
+    """End a task that was canceled and didn't notice.
+
+    Until Python 3.12, wait_for(), and so aiopg, swallows a cancellation that comes as its future is done.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _next_in_burst(connection: aiopg.Connection) -> psycopg2.extensions.Notify | None:
