@@ -114,8 +114,8 @@ def test_a_storm_wakes_everybody_once_in_each_round(
     ran = run(tmp_path, site.url, *HELD, *storm, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert ran.figures["wakes"] == ran.figures["changes"] == 400
-    assert ran.figures["cpu_us_per_wake"] > 0
-    assert ran.figures["cpu_us_per_repoll"] > 0
+    # The system counts CPU in hundredths of a second: so few polls may cost none that it can see.
+    assert {"cpu_us_per_wake", "cpu_us_per_repoll"} <= ran.figures.keys()
 
 
 def test_a_broadcast_wakes_everybody_by_one_change(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_steady_changes_are_all_seen_by_clients_that_ask_again(site: ServerProce
     assert is_sane(ran)
     assert ran.figures["wakes"] > ran.figures["changes"] > 50
     assert ran.figures["requests"] > ran.figures["wakes"] / 2
-    assert ran.figures["cpu_us_per_reply"] > 0
+    assert "cpu_us_per_reply" in ran.figures
 
 
 def test_plain_polling_asks_once_in_each_interval(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
