@@ -1,4 +1,4 @@
-"""The command line: `python -m server [serve|worker|migrate|doctor|certificate]`."""
+"""The command line: `python -m server [serve|worker|migrate|doctor|certificate|loadtest]`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
-from server import config, doctor, logs, serving
+from server import config, descriptors, logs, serving, supervising
+from server.doctor import examination
 from server.errors import ServerError
+from server.loadtest import options as loadtest
 from server.storage.embedded import EmbeddedPostgres
 
 
@@ -21,17 +24,26 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "certificate":
             return _make_certificate(options)
-        if options.command == "doctor":
-            return _examine(options)
+        if options.command == "loadtest":
+            return _load(options)
         settings = config.load(_config_file(options.config), os.environ)
         logs.configure(settings.logging)
+        descriptors.raise_limit()
         with _postgres(settings) as (dsn, where):
-            return asyncio.run(_COMMANDS[options.command](settings, dsn, where))
+            return asyncio.run(_work(options, settings, dsn, where))
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where: str) -> Coroutine[Any, Any, int]:
+    if options.command == "doctor":
+        return examination.run(settings, dsn, options.url)
+    if options.command == "serve" and options.processes > 1:
+        return supervising.serve(settings, dsn, where, options.processes)
+    return _COMMANDS[options.command](settings, dsn, where)
 
 
 _COMMANDS = {"serve": serving.serve, "worker": serving.work, "migrate": serving.migrate}
@@ -41,19 +53,29 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server", description="A long-poll task server.")
     parser.add_argument("--config", type=Path, help="the settings file; by default config.toml here, if there is one")
     commands = parser.add_subparsers(dest="command")
-    parser.set_defaults(command="serve")
-    commands.add_parser("serve", help="run everything: Postgres if none is configured, migrations, web server, workers")
+    parser.set_defaults(command="serve", processes=1)
+    serve = commands.add_parser(
+        "serve", help="run everything: Postgres if none is configured, migrations, web server, workers"
+    )
+    serve.add_argument(
+        "--processes", type=_count, default=1, help="how many serve on one port; the first has the workers"
+    )
     commands.add_parser("worker", help="run workers only; as many processes of them as you like")
     commands.add_parser("migrate", help="bring the schema up to date, and stop")
-    examination = commands.add_parser(
-        "doctor", help="check a deployment: settings, Postgres, limits, the proxy in front"
-    )
-    examination.add_argument("--url", help="the site as browsers see it, such as https://pictures.example.org")
-    examination.add_argument("--token", help="a user's bearer token, to hold a poll of one of their unfinished tasks")
+    look = commands.add_parser("doctor", help="check a deployment: Postgres, limits, and what stands in front")
+    look.add_argument("--url", default="", help="the site as browsers see it, such as https://pictures.example.org")
     certificate = commands.add_parser("certificate", help="make a self-signed certificate, to try https with")
     certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
     certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
+    load = commands.add_parser("loadtest", help="hold many polls on a server, change their tasks, and say what it cost")
+    loadtest.add_arguments(load)
     return parser
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
+        raise argparse.ArgumentTypeError("it must be a whole number from 1 to 64")
+    return int(text)
 
 
 def _config_file(given: Path | None) -> Path | None:
@@ -76,23 +98,10 @@ def _postgres(settings: config.Config) -> Iterator[tuple[str, str]]:
         yield embedded.dsn, f"in {embedded.location.data}"
 
 
-def _examine(options: argparse.Namespace) -> int:
-    report, file = doctor.Report(sys.stdout), _config_file(options.config)
-    try:
-        settings = config.load(file, os.environ)
-    except ServerError as error:
-        report.add("settings", doctor.failed(str(error), "correct it; config.toml lists every setting"))
-        return report.close()
-    report.add("settings", doctor.ok(f"read from {file or 'nowhere, so these are the defaults'}, and the environment"))
-    with contextlib.ExitStack() as stack:
-        try:
-            dsn, _ = stack.enter_context(_postgres(settings))
-        except (ServerError, OSError) as error:
-            report.add("database", doctor.failed(str(error), "mend what this says, or set database.dsn"))
-            dsn = ""
-        site = doctor.Site(options.url, options.token) if options.url else None
-        asyncio.run(doctor.examine(report, doctor.Deployment(settings, dsn), site))
-    return report.close()
+def _load(options: argparse.Namespace) -> int:
+    from server.loadtest import command  # noqa: PLC0415 - only this command needs the library that draws tables
+
+    return command.run(options)
 
 
 def _make_certificate(options: argparse.Namespace) -> int:

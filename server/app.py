@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -14,7 +15,7 @@ import aiohttp_session
 import jinja2
 from aiohttp import web
 
-from server import keys, logs, middlewares, resources
+from server import descriptors, keys, logs, middlewares, resources
 from server.background import Background
 from server.clients import Clients
 from server.config import Config
@@ -22,10 +23,15 @@ from server.cookies import CookieSessions
 from server.errors import ConfigurationError, DatabaseUnavailable
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import Worker, worker_name
-from server.handlers.tasks import result_url
+from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.metrics import Metrics
+from server.observing import Observer
+from server.openapi.document import describe
+from server.parking import Parking
+from server.pulse import Pulse
 from server.rates import Rates
 from server.routes import ROUTES
+from server.storage.backlog import BacklogCount
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -52,19 +58,28 @@ def build_app(config: Config, dsn: str) -> web.Application:
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
     sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
     rates = _rates(config)
+    cookies = CookieSessions(sessions, secure=is_https(config))
+    observer = Observer(metrics, config.logging, lambda: database.clock_offset)
     app = web.Application(
         middlewares=[
-            middlewares.observe(metrics, config.logging),
+            middlewares.observe(observer),
             middlewares.guard(clients, rates),
-            aiohttp_session.session_middleware(CookieSessions(sessions, secure=is_https(config))),
+            aiohttp_session.session_middleware(cookies),
         ],
         client_max_size=64 * 1024,
     )
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
+    app[keys.COOKIE_SESSIONS] = cookies
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
-    app[keys.RATES] = rates
-    app[keys.BACKGROUND], app[UPLOADS] = Background(metrics), Uploads()
+    app[keys.RATES], app[keys.OBSERVER] = rates, observer
+    app[keys.BACKLOG], app[keys.STARTED_AT] = BacklogCount(database), time.time()
+    app[keys.BACKGROUND], app[UPLOADS], app[keys.PULSE] = Background(metrics), Uploads(), Pulse()
+    app[keys.DESCRIPTION] = describe(
+        config,
+        secure=is_https(config),
+        client_timeout_seconds=config.polling.hold_seconds + CLIENT_MARGIN_SECONDS,
+    )
     app.add_routes(ROUTES)
     _add_templates(app)
     _add_waiting(app, dsn)
@@ -142,12 +157,25 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     )
     app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
+    app[keys.PARKING] = Parking(
+        app[keys.OBSERVER],
+        app[keys.POLLING],
+        sessions,
+        app[keys.RATES],
+        enabled=polling.park,
+        most_descriptors=descriptors.limit(),
+    )
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[WORKERS] = tuple(workers)
     metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
     metrics.gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
     metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
     metrics.gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
+    metrics.gauge(
+        "longpoll_loop_stop_seconds",
+        "Longest stop of the event loop within the last minute",
+        lambda: app[keys.PULSE].longest_stop_seconds,
+    )
     metrics.gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
 
 
@@ -173,6 +201,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         background.start("listener", app[keys.LISTENER].run())
         background.start("board", app[keys.BOARD].run())
         await wait_until_heard(app[keys.LISTENER])
+        background.start("pulse", app[keys.PULSE].beat())
         background.start("metrics", log_metrics(app[keys.METRICS], config.logging.snapshot_seconds))
         background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run())
         background.start("cleaning", _clean_now_and_then(Cleaning(database), app[keys.IMAGES]))
@@ -213,6 +242,7 @@ async def wait_until_heard(listener: Listener) -> None:
 async def _release_waiters(app: web.Application) -> None:
     # Without this, stopping takes as long as the longest hold.
     app[keys.WAITERS].drain(0)
+    app[keys.PARKING].close()
 
 
 async def log_metrics(metrics: Metrics, every_seconds: float) -> None:
@@ -253,6 +283,7 @@ def _static_version() -> str:
 
 def server_logger(metrics: Metrics) -> logging.Logger:
     """Return the logger for aiohttp's protocol: a malformed request is counted and sampled, never a traceback."""
-    logger = logging.Logger("aiohttp.server", logging.WARNING)  # noqa: LOG001 - one of its own for each application
+    # aiohttp thinks an unknown method worth no more than a debug message (web_protocol.py, `handle_error`).
+    logger = logging.Logger("aiohttp.server", logging.DEBUG)  # noqa: LOG001 - one of its own for each application
     logger.addHandler(logs.MalformedRequests(metrics.malformed_requests.inc))
     return logger

@@ -71,6 +71,7 @@ class Polling:
     jitter_seconds: float = _number(1.0, 0.0, 60.0)
     sweep_seconds: float = _number(5.0, 0.05, 300.0)
     linger_seconds: float = _number(60.0, 0.0, 3600.0)
+    park: bool = True
     max_held: int = _number(18_000, 1, 1_000_000)
     max_held_per_user: int = _number(32, 1, 1_000_000)
 

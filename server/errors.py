@@ -10,6 +10,7 @@ ServerError
 ├── GenerationError           a generator couldn't make the picture
 │   ├── GenerationCanceled    its owner asked it to stop
 │   └── LeaseLost             another worker has taken the task over
+├── LoadTestError             a load test can't be run
 └── Problem                   what a client is told, as application/problem+json
     └── BadRequest, NotSignedIn, TaskNotFound, …
 """
@@ -77,6 +78,10 @@ class LeaseLost(GenerationError):
 
     def __init__(self) -> None:
         super().__init__("The lease was lost", retryable=False)
+
+
+class LoadTestError(ServerError):
+    """A load test can't be run, or not as it was asked for."""
 
 
 class Problem(ServerError):
@@ -170,6 +175,12 @@ class UnsupportedMedia(Problem):
     """The body, or the image in it, is of a kind that isn't accepted."""
 
     status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
+class ExpectationFailed(Problem):
+    """The request has an Expect header that asks for something unknown."""
+
+    status, code, title = 417, "expectation_failed", "Expectation failed"
 
 
 class IdempotencyMismatch(Problem):

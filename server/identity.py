@@ -7,7 +7,7 @@ from aiohttp_session import get_session
 
 from server.cookies import EMAIL, USER_ID
 from server.errors import NotSignedIn
-from server.keys import SESSIONS, TRACE
+from server.keys import COOKIE_SESSIONS, SESSIONS, TRACE
 from server.storage.sessions import TOKEN_PREFIX
 from server.storage.users import User
 
@@ -26,9 +26,8 @@ async def signed_in_user(request: web.Request) -> User:
 
 async def find_user(request: web.Request) -> User | None:
     """Return the user, or None for a stranger. A token that isn't valid isn't made up for by a cookie."""
-    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        secret = secret.strip()
+    secret = _bearer_secret(request)
+    if secret is not None:
         # A session's secret is for its cookie alone: what scripts may use is listed, and revocable, as a token.
         user = await request.app[SESSIONS].find(secret) if secret.startswith(TOKEN_PREFIX) else None
     else:
@@ -36,3 +35,16 @@ async def find_user(request: web.Request) -> User | None:
         user = None if session.empty else User(session[USER_ID], session[EMAIL])
     request[TRACE].user = user
     return user
+
+
+def credential(request: web.Request) -> str | None:
+    """Return what stands for the secret that this request came with, to ask about it again without the request."""
+    secret = _bearer_secret(request)
+    if secret is None:
+        secret = request.cookies.get(request.app[COOKIE_SESSIONS].cookie_name)
+    return request.app[SESSIONS].key_of(secret) if secret else None
+
+
+def _bearer_secret(request: web.Request) -> str | None:
+    scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" else None

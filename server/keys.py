@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import web
 
 from server.background import Background
 from server.config import Config
+from server.cookies import CookieSessions
 from server.metrics import Metrics
+from server.observing import Observer, Trace
+from server.parking import Parking
+from server.pulse import Pulse
 from server.rates import Rates
+from server.storage.backlog import BacklogCount
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.sessions import Sessions
 from server.storage.tasks import OwnTasks, Task
-from server.storage.users import User, Users
+from server.storage.users import Users
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
@@ -24,6 +28,9 @@ from server.waiting.waiters import Waiters
 
 CONFIG: Final = web.AppKey("config", Config)
 METRICS: Final = web.AppKey("metrics", Metrics)
+OBSERVER: Final = web.AppKey("observer", Observer)
+PARKING: Final = web.AppKey("parking", Parking)
+PULSE: Final = web.AppKey("pulse", Pulse)
 BACKGROUND: Final = web.AppKey("background", Background)
 DATABASE: Final = web.AppKey("database", Database)
 LISTENER: Final = web.AppKey("listener", Listener)
@@ -31,23 +38,16 @@ BOARD: Final = web.AppKey("board", Board[Task])
 WAITERS: Final = web.AppKey("waiters", Waiters)
 POLLING: Final = web.AppKey("polling", Polling[Task])
 BATCH_POLLING: Final = web.AppKey("batch polling", BatchPolling[Task])
+BACKLOG: Final = web.AppKey("backlog", BacklogCount)
 TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
+COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 RATES: Final = web.AppKey("rates", Rates)
-
-
-@dataclass(slots=True)
-class Trace:
-    """What the one log line of a request will say, filled in on the way."""
-
-    request_id: str
-    user: User | None = None
-    task_id: str | None = None
-    outcome: str | None = None
-    held_seconds: float = 0.0
+DESCRIPTION: Final = web.AppKey("description", dict[str, object])  # of the API
+STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()
 
 
 TRACE: Final = web.RequestKey("trace", Trace)

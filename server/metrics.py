@@ -2,16 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _HOLDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 15, 20, 25, 28, 29, 30, 45, 60)
 _WAKES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_ANSWERS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _WORK = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+
+
+class Tally:
+    """A counter by labels. The library's own cost a microsecond each; on the way of a poll there are five.
+
+    One thread counts: that of the event loop.
+    """
+
+    def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        """Begin with nothing. `name` without `_total`."""
+        self._name, self._text, self._labels = name, text, labels
+        self.counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        registry.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        """Give what is counted in the library's terms."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, count in self.counts.items():
+            family.add_metric([str(value) for value in values], count)
+        yield family
+
+
+class Distribution:
+    """A histogram by one label or none, counted as `Tally` counts."""
+
+    def __init__(
+        self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry, label: str | None = None
+    ) -> None:
+        """Begin with nothing; `bounds` are the upper ones, inclusive, in rising order."""
+        self._name, self._text, self._label, self._bounds = name, text, label, bounds
+        self._counts: dict[str, list[int]] = {} if label else {"": [0] * (len(bounds) + 1)}
+        self._sums: defaultdict[str, float] = defaultdict(float)
+        registry.register(self)
+
+    def observe(self, value: float, label: str = "") -> None:
+        """Count a value."""
+        counts = self._counts.get(label)
+        if counts is None:
+            counts = self._counts[label] = [0] * (len(self._bounds) + 1)
+        counts[bisect_left(self._bounds, value)] += 1
+        self._sums[label] += value
+
+    def collect(self) -> Iterator[Metric]:
+        """Give what is counted in the library's terms."""
+        family = HistogramMetricFamily(self._name, self._text, labels=[self._label] if self._label else [])
+        for label, counts in self._counts.items():
+            names = [*map(floatToGoString, self._bounds), "+Inf"]
+            buckets = list(zip(names, itertools.accumulate(counts), strict=True))
+            family.add_metric([label] if self._label else [], buckets, self._sums[label])
+        yield family
 
 
 class Metrics:
@@ -20,12 +77,10 @@ class Metrics:
     def __init__(self) -> None:
         """Make them all, at zero."""
         self.registry = registry = CollectorRegistry()
-        self.polls = Counter("longpoll_polls", "Polls answered, by how they ended", ["outcome"], registry=registry)
-        self.hold_seconds = Histogram(
-            "longpoll_poll_hold_seconds", "How long polls were held", buckets=_HOLDS, registry=registry
-        )
-        self.wake_latency_seconds = Histogram(
-            "longpoll_wake_latency_seconds", "From commit to reply, for held polls", buckets=_WAKES, registry=registry
+        self.polls = Tally("longpoll_polls", "Polls answered, by how they ended", ["outcome"], registry)
+        self.hold_seconds = Distribution("longpoll_poll_hold_seconds", "How long polls were held", _HOLDS, registry)
+        self.wake_latency_seconds = Distribution(
+            "longpoll_wake_latency_seconds", "From commit to reply, for held polls", _WAKES, registry
         )
         self.missed_notify_repairs = Counter(
             "longpoll_missed_notify_repairs", "Changes that no notification told of", registry=registry
@@ -37,14 +92,14 @@ class Metrics:
         self.listener_reconnects = Counter(
             "longpoll_listener_reconnects", "Attempts to get the LISTEN connection back", registry=registry
         )
-        self.requests = Counter(
-            "longpoll_http_requests", "Requests answered", ["route", "method", "code"], registry=registry
-        )
-        self.request_seconds = Histogram(
-            "longpoll_http_request_seconds", "Time to answer, without the time held", ["route"], registry=registry
+        self.requests = Tally("longpoll_http_requests", "Requests answered", ["route", "method", "code"], registry)
+        self.request_seconds = Distribution(
+            "longpoll_http_request_seconds", "Time to answer, without the time held", _ANSWERS, registry, "route"
         )
         self.malformed_requests = Counter(
-            "longpoll_malformed_requests", "Requests that were not HTTP", registry=registry
+            "longpoll_malformed_requests",
+            "Requests that were not HTTP, or expected what can't be had",
+            registry=registry,
         )
         self.crashes = Counter(
             "longpoll_request_crashes", "Requests that ended in an unforeseen error", registry=registry
@@ -62,6 +117,16 @@ class Metrics:
             "longpoll_dead_background_tasks", "Background tasks that ended by an error", registry=registry
         )
 
+    def count_poll(self, outcome: str, held_seconds: float) -> None:
+        """Count a poll that was answered, or whose client has gone."""
+        self.polls.counts[outcome,] += 1
+        self.hold_seconds.observe(held_seconds)
+
+    def count_request(self, route: str, method: str, status: str, seconds: float) -> None:
+        """Count a request that was answered; `seconds` without the time it was held."""
+        self.requests.counts[route, method, status] += 1
+        self.request_seconds.observe(seconds, route)
+
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when somebody asks for it."""
         Gauge(name, text, registry=self.registry).set_function(read)
@@ -69,6 +134,37 @@ class Metrics:
     def exposition(self) -> bytes:
         """Return everything in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+    def value(self, name: str) -> float:
+        """Return the figure of this name, 0 if it has never been counted."""
+        return self.registry.get_sample_value(name) or 0.0
+
+    def polls_by_outcome(self) -> dict[str, int]:
+        """Return how many polls ended in which way."""
+        return {
+            sample.labels["outcome"]: int(sample.value)
+            for family in self.polls.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }
+
+    def wake_quantile(self, share: float) -> float | None:
+        """Return the seconds from commit to reply that this share of the wakes took at most; None before the first.
+
+        Read from the histogram as Prometheus does: within a bucket, wakes count as spread evenly.
+        """
+        (family,) = self.wake_latency_seconds.collect()
+        buckets = [(float(s.labels["le"]), s.value) for s in family.samples if s.name.endswith("_bucket")]
+        wanted = share * buckets[-1][1]
+        if not wanted:
+            return None
+        lower = below = 0.0
+        for upper, count in buckets:
+            if count >= wanted:
+                share_of_bucket = (wanted - below) / (count - below)
+                return lower if math.isinf(upper) else lower + (upper - lower) * share_of_bucket
+            lower, below = upper, count
+        raise AssertionError("the last bucket holds all wakes")
 
     def summary(self) -> dict[str, float]:
         """Return the plain figures (no histogram buckets) for one log line."""

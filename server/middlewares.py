@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -11,7 +13,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from server import config, logs
+from server import logs
 from server.clients import Clients
 from server.errors import (
     CrossOrigin,
@@ -20,53 +22,54 @@ from server.errors import (
     NotFound,
     PayloadTooLarge,
     Problem,
+    StorageError,
     Unavailable,
 )
-from server.keys import TRACE, Trace
+from server.identity import find_user
+from server.keys import TRACE, WAITERS
 from server.metrics import Metrics
+from server.observing import STATUS_OF_NOBODY, Observer, Trace
+from server.parking import CONNECTION, PARKED
 from server.rates import Rates
-from server.replies import problem_reply
+from server.replies import problem_reply, wants_page
+from server.wire import PRIVATE, REQUEST_ID, SECURITY_HEADERS
 
-_POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
 _RULES: Final = {
     "/api/auth/login": "login",
     "/api/auth/register": "register",
     "/api/generate": "create",
     "/api/generate_advanced": "create",
 }
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static"})
-
-_SECURITY_HEADERS: Final = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-}
+_STATIC_ROUTE: Final = "/static/{filename}"
 
 
-def observe(metrics: Metrics, logging: config.Logging) -> Callable[..., Awaitable[web.StreamResponse]]:
+def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Return the outermost middleware: gives a request its id, its reply, its log line and its place in the metrics."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         trace = request[TRACE] = Trace(secrets.token_hex(8))
-        started = time.perf_counter()
-        status = 499  # the client has gone, and nobody reads the reply
+        status = STATUS_OF_NOBODY
+        response: web.StreamResponse | None = None
         try:
-            response = await _reply(request, handler, metrics)
+            response = await _reply(request, handler, observer.metrics)
             status = response.status
+        except asyncio.CancelledError:
+            if CONNECTION in request:
+                request[CONNECTION].abandon()  # parked, but somebody between us and the handler had to wait
+            raise
         finally:
-            seconds = time.perf_counter() - started
-            _measure(request, trace, status, seconds, metrics)
-            _log(request, trace, status, seconds, logging)
+            if response is not PARKED:
+                seconds = time.perf_counter() - trace.started
+                observer.request_finished(trace, request.method, _route(request), request.path, status, seconds)
+        if response is PARKED:
+            return response  # its connection will do the rest when it is answered
         if request.content.exception() is not None:
             response.force_close()  # what follows in a broken body can't be told from a next request
-        _complete(response, trace.request_id, _route(request))
+        if request.app[WAITERS].draining:
+            response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
+        if not response.prepared:
+            complete(response, trace.request_id, shared=_route(request) == _STATIC_ROUTE and response.status < 400)
         return response
 
     return middleware
@@ -76,22 +79,30 @@ async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> we
     try:
         return await handler(request)
     except Problem as problem:
-        return await problem_reply(request, problem)
+        return await _refuse(request, problem)
     except web.HTTPException as error:
         if error.status < 400:
             return error
-        response = await problem_reply(request, _as_problem(error))
+        response = await _refuse(request, _as_problem(error))
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
     except DatabaseUnavailable as error:
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
-        return await problem_reply(request, Unavailable("The database can't be reached just now.", retry_after=wait))
+        return await _refuse(request, Unavailable("The database can't be reached just now.", retry_after=wait))
     except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
         metrics.crashes.inc()
         logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
-        return await problem_reply(request, Problem())
+        return await _refuse(request, Problem())
+
+
+async def _refuse(request: web.Request, problem: Problem) -> web.Response:
+    if wants_page(request) and request[TRACE].user is None:
+        # Not every handler asks who it is; the page shows it. Without a database, or a session: a stranger.
+        with contextlib.suppress(StorageError, RuntimeError):
+            await find_user(request)
+    return await problem_reply(request, problem)
 
 
 def _as_problem(error: web.HTTPException) -> Problem:
@@ -106,47 +117,19 @@ def _as_problem(error: web.HTTPException) -> Problem:
     return problem
 
 
-def _complete(response: web.StreamResponse, request_id: str, route: str) -> None:
-    if response.prepared:
-        return
+def complete(response: web.StreamResponse, request_id: str, *, shared: bool = False) -> None:
+    """Add the headers that every reply has. `shared`: it holds nothing that is anybody's own."""
     headers = response.headers
-    headers["X-Request-Id"] = request_id
-    for name, value in _SECURITY_HEADERS.items():
+    headers[REQUEST_ID] = request_id
+    for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
-    headers.setdefault("Cache-Control", "no-cache" if route == "/static" else "private, no-store")
+    headers.setdefault("Cache-Control", "no-cache" if shared else PRIVATE)
 
 
 def _route(request: web.Request) -> str:
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "unknown"
-
-
-def _measure(request: web.Request, trace: Trace, status: int, seconds: float, metrics: Metrics) -> None:
-    route = _route(request)
-    method = request.method if request.method in _METHODS else "other"  # strangers must not invent time series
-    metrics.requests.labels(route, method, status).inc()
-    metrics.request_seconds.labels(route).observe(seconds - trace.held_seconds)
-
-
-def _log(request: web.Request, trace: Trace, status: int, seconds: float, logging: config.Logging) -> None:
-    route = _route(request)
-    if route in _QUIET_ROUTES and status < 400:
-        return
-    if trace.outcome == "timeout" and random.random() >= logging.timeout_sample:
-        return
-    logs.log.info(
-        logs.POLL_FINISHED if route in _POLL_ROUTES else logs.REQUEST_FINISHED,
-        request_id=trace.request_id,
-        method=request.method,
-        path=request.path,
-        status=status,
-        user_id=trace.user.user_id if trace.user else None,
-        task_id=trace.task_id,
-        outcome=trace.outcome,
-        held_ms=round(trace.held_seconds * 1000, 1),
-        took_ms=round((seconds - trace.held_seconds) * 1000, 1),
-    )
 
 
 def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:

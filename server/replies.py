@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Final
 from urllib.parse import quote
 
 import aiohttp_jinja2
@@ -13,8 +12,7 @@ from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
 from server.keys import STATIC_VERSION, TRACE
-
-JSON: Final = "application/json"
+from server.poll_replies import JSON, compose_problem, headers_of
 
 
 def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -31,11 +29,8 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
         context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
         response = await page(request, "error.html", context, status=problem.status)
     else:
-        response = web.Response(
-            body=orjson.dumps(describe(problem, request)),
-            status=problem.status,
-            content_type="application/problem+json",
-        )
+        status, head, body = compose_problem(problem, request[TRACE].request_id)
+        return web.Response(body=body, status=status, headers=headers_of(head))
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     return response
@@ -48,21 +43,6 @@ async def page(
     trace = request[TRACE]
     common = {"static_version": request.app[STATIC_VERSION], "request_id": trace.request_id, "user": trace.user}
     return await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
-
-
-def describe(problem: Problem, request: web.Request) -> dict[str, object]:
-    """Return the members of a problem; `error` is what the guide's clients read."""
-    members: dict[str, object] = {
-        "type": f"urn:longpoll:problem:{problem.code}",
-        "title": problem.title,
-        "status": problem.status,
-        "instance": request[TRACE].request_id,
-        "code": problem.code,
-        "error": problem.title,
-    }
-    if problem.detail:
-        members["detail"] = problem.detail
-    return members
 
 
 def wants_page(request: web.Request) -> bool:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server import resources
-from server.handlers import login, ops, pages, status, tasks
+from server.handlers import docs, login, ops, pages, status, tasks
 
 ROUTES = [
     web.get("/", pages.generate),
@@ -13,6 +12,8 @@ ROUTES = [
     web.get("/tasks/{task_id}", pages.task),
     web.get("/login", pages.log_in),
     web.get("/register", pages.register),
+    web.get("/ops", ops.overview),
+    web.get("/ops/figures", ops.figures),
     web.post("/api/generate", tasks.create),
     web.post("/api/generate_advanced", tasks.create_advanced),
     web.get("/api/generate/status", status.status),
@@ -30,5 +31,7 @@ ROUTES = [
     web.get("/healthz", ops.healthz),
     web.get("/readyz", ops.readyz),
     web.get("/metrics", ops.exposition),
-    web.static("/static", resources.folder("static")),
+    web.get("/openapi.json", docs.description),
+    web.get("/docs", docs.read),
+    web.get("/static/{filename}", pages.static),
 ]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -20,20 +18,24 @@ from server.background import Background
 from server.config import Config
 from server.errors import ConfigurationError
 from server.metrics import Metrics
+from server.parking import KEEPALIVE_SECONDS
+from server.port import Port
+from server.protocol import Runner
+from server.pulse import keep_tame, tame_collector
 from server.storage import migrations
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 
-# How long a connection that was accepted last may take to send its first request.
-_FIRST_REQUEST_SECONDS: Final = 1.0
+# How long a request that is under way may take when the port is closed; twice that if it doesn't heed its end.
+_LAST_REQUESTS_SECONDS: Final = 0.8
 # A drain that isn't over so long after its time leaves the rest to the closing of the connections.
 _DRAIN_PATIENCE_SECONDS: Final = 10.0
 
 
 async def serve(config: Config, dsn: str, where: str) -> int:
     """Bring the schema up to date and serve until SIGINT or SIGTERM."""
-    await _migrate(config, dsn)
+    await bring_up_to_date(config, dsn)
     app = build_app(config, dsn)
     async with running(app, config) as port:
         _announce(config, port, where, app)
@@ -45,7 +47,7 @@ async def serve(config: Config, dsn: str, where: str) -> int:
 
 async def work(config: Config, dsn: str, _where: str) -> int:
     """Run workers, without a web server, until SIGINT or SIGTERM."""
-    await _migrate(config, dsn)
+    await bring_up_to_date(config, dsn)
     metrics = Metrics()
     background = Background(metrics)
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
@@ -84,12 +86,13 @@ async def work(config: Config, dsn: str, _where: str) -> int:
 
 async def migrate(config: Config, dsn: str, _where: str) -> int:
     """Bring the schema up to date, and say what was done."""
-    applied = await _migrate(config, dsn)
+    applied = await bring_up_to_date(config, dsn)
     print("\n".join(f"applied {name}" for name in applied) or "nothing to do: the schema is up to date")
     return 0
 
 
-async def _migrate(config: Config, dsn: str) -> list[str]:
+async def bring_up_to_date(config: Config, dsn: str) -> list[str]:
+    """Apply the migrations that are missing; returns their names."""
     database = config.database
     if not database.admin_dsn:
         return await migrations.migrate(dsn)
@@ -98,14 +101,13 @@ async def _migrate(config: Config, dsn: str) -> list[str]:
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return what runs the application, wherever its sockets come from."""
-    app.on_response_prepare.append(_ask_to_leave)
-    return web.AppRunner(
+    return Runner(
         app,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
         logger=server_logger(app[keys.METRICS]),
-        keepalive_timeout=75.0,
-        shutdown_timeout=5.0,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=_LAST_REQUESTS_SECONDS,
     )
 
 
@@ -116,67 +118,20 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
     Raises:
         ConfigurationError: the address can't be used, or the certificate.
     """
-    runner, tls = make_runner(app), tls_context(config)
+    runner, port = make_runner(app), Port(app, config.server, tls_context(config))
     try:
         await runner.setup()
+        assert runner.server is not None, "set up"
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
-        port = await _open_port(runner, config, tls)
+        number = await port.open(runner.server)
         tame_collector()
+        app[keys.BACKGROUND].start("collector", keep_tame(app[keys.WAITERS].__len__))
         try:
-            yield port.sockets[0].getsockname()[1]
+            yield number
         finally:
-            await _close_port(runner, port, tls)
+            await port.close()
     finally:
         await runner.cleanup()
-
-
-async def _open_port(runner: web.AppRunner, config: Config, tls: ssl.SSLContext | None) -> asyncio.Server:
-    server = config.server
-    assert runner.server is not None, "set up"
-    try:
-        return await asyncio.get_running_loop().create_server(
-            runner.server, server.host, server.port, ssl=tls, reuse_port=server.reuse_port or None, backlog=4096
-        )
-    except OSError as error:
-        raise ConfigurationError(f"can't listen on {server.host}:{server.port}: {error.strerror or error}") from error
-
-
-async def _close_port(runner: web.AppRunner, port: asyncio.Server, tls: ssl.SSLContext | None) -> None:
-    """Stop listening without failing anybody who has connected.
-
-    The kernel resets what it has queued for a listening socket that is closed, and aiohttp closes a connection that
-    has not asked anything yet (web_protocol.py, `RequestHandler.close`). Both would fail a client's first request,
-    which it can't repeat as safely as one that crossed with the end of an idle connection.
-    """
-    server, listening = runner.server, [each.dup() for each in port.sockets]
-    assert server is not None, "set up"
-    port.close()
-    queued = [client for each in listening for client in _take_queue(each)]
-    loop = asyncio.get_running_loop()
-    accepting = [loop.connect_accepted_socket(server, client, ssl=tls) for client in queued]
-    await asyncio.gather(*accepting, return_exceptions=True)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_FIRST_REQUEST_SECONDS):
-            while not all(connection._request_count for connection in server.connections):  # noqa: SLF001
-                await asyncio.sleep(0.01)
-
-
-def _take_queue(listening: socket.socket) -> list[socket.socket]:
-    """Accept everybody who stands in the kernel's queue, and close the socket at once."""
-    queued = []
-    with listening, contextlib.suppress(OSError):
-        listening.setblocking(False)
-        while True:
-            queued.append(listening.accept()[0])
-            queued[-1].setblocking(False)
-    return queued
-
-
-async def _ask_to_leave(request: web.Request, response: web.StreamResponse) -> None:
-    # Whoever has no idle connection to a process that stops can't send a request just as it is closed.
-    if request.app[keys.WAITERS].draining:
-        response.force_close()
-        response.headers["Connection"] = "close"
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
@@ -188,22 +143,12 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
     if not config.server.tls_certificate:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # some Pythons leave that to the system
     try:
         context.load_cert_chain(config.server.tls_certificate, config.server.tls_key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(f"server.tls_certificate or tls_key can't be used: {error}") from error
     return context
-
-
-def tame_collector() -> None:
-    """Keep the garbage collector from walking over every held request again and again.
-
-    Held requests are many, long-lived and without cycles: with the default thresholds a full collection stops the loop
-    for 0.4 s at 10,000 of them. What exists now lives as long as the process.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _announce(config: Config, port: int, where: str, app: web.Application) -> None:

@@ -200,6 +200,11 @@ SELECT extract(epoch FROM min(CASE status WHEN 'pending' THEN run_after ELSE lea
   FROM public.image_generations
  WHERE status IN ('pending', 'processing');
 
+-- name: count_unfinished
+SELECT count(*) FILTER (WHERE status = 'pending') AS pending, count(*) FILTER (WHERE status = 'processing') AS processing
+  FROM public.image_generations
+ WHERE status IN ('pending', 'processing');
+
 -- name: cleanup_old_generations
 SELECT public.cleanup_old_generations();
 
@@ -271,65 +276,36 @@ SELECT current_user::text AS role_name, r.rolsuper OR r.rolbypassrls AS unbound,
 SELECT pg_notification_queue_usage() AS usage;
 
 
--- The doctor (whoever database.dsn logs in as): only what every login may read ------------------------------------------
+-- The doctor -----------------------------------------------------------------------------------------------------------
 
 -- name: describe_server
--- The connections are those that this login can have: whatever is reserved for others, or denied to it, doesn't count.
-SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer AS version_number,
+-- Runs as whoever database.dsn logs in as, so it asks only for what every login may read.
+SELECT current_setting('server_version') AS version, current_setting('server_version_num')::integer / 10000 AS major,
        extract(epoch FROM clock_timestamp())::double precision AS clock, pg_notification_queue_usage() AS queue_usage,
-       least(current_setting('max_connections')::integer
-               - current_setting('superuser_reserved_connections')::integer
-               - coalesce(current_setting('reserved_connections', true), '0')::integer,
-             nullif(r.rolconnlimit, -1), nullif(d.datconnlimit, -1)) AS connections,
-       pg_backend_pid() AS process, current_database()::text AS database,
-       EXISTS (SELECT FROM pg_tables WHERE schemaname = 'longpoll' AND tablename = 'migrations') AS has_ledger,
-       EXISTS (SELECT FROM pg_tables WHERE schemaname = 'public' AND tablename = 'image_generations') AS has_tasks
-  FROM pg_roles AS r, pg_database AS d
- WHERE r.rolname = session_user AND d.datname = current_database();
-
--- name: applied_migrations
-SELECT name, checksum FROM longpoll.migrations ORDER BY name;
+       pg_backend_pid() AS process, current_database()::text AS database, session_user::text AS login,
+       r.rolsuper OR r.rolbypassrls OR coalesce(pg_has_role(session_user, t.relowner, 'USAGE'), false) AS privileged,
+       t.oid IS NOT NULL AS has_schema
+  FROM pg_roles AS r
+  LEFT JOIN (pg_class AS t JOIN pg_namespace AS n ON n.oid = t.relnamespace AND n.nspname = 'public')
+         ON t.relname = 'image_generations'
+ WHERE r.rolname = session_user;
 
 -- name: tables_without_row_security
--- Each with the statement that mends it.
-SELECT format('%I.%I', needed.schema_name, needed.table_name) AS relation,
-       format('ALTER TABLE %I.%I ENABLE ROW LEVEL SECURITY;', needed.schema_name, needed.table_name) AS remedy
-  FROM (VALUES ('public', 'image_generations'), ('longpoll', 'accounts'), ('longpoll', 'sessions'), ('longpoll', 'tokens'))
-       AS needed (schema_name, table_name)
-  LEFT JOIN pg_tables AS t ON t.schemaname = needed.schema_name AND t.tablename = needed.table_name
- WHERE t.rowsecurity IS NOT TRUE;
+SELECT format('%I.%I', schemaname, tablename) AS relation
+  FROM pg_tables
+ WHERE (schemaname = 'longpoll' AND tablename IN ('accounts', 'sessions', 'tokens')
+        OR schemaname = 'public' AND tablename = 'image_generations')
+   AND NOT rowsecurity
+ ORDER BY relation;
 
--- name: actions_without_policy
-SELECT format('%s to %s on %I.%I', needed.role_name, lower(needed.action), needed.schema_name, needed.table_name) AS action
-  FROM (VALUES
-         ('longpoll_app', 'SELECT', 'public', 'image_generations'), ('longpoll_app', 'INSERT', 'public', 'image_generations'),
-         ('longpoll_app', 'UPDATE', 'public', 'image_generations'), ('longpoll_app', 'DELETE', 'public', 'image_generations'),
-         ('longpoll_service', 'SELECT', 'public', 'image_generations'),
-         ('longpoll_service', 'UPDATE', 'public', 'image_generations'),
-         ('longpoll_service', 'SELECT', 'longpoll', 'accounts'), ('longpoll_service', 'UPDATE', 'longpoll', 'accounts'),
-         ('longpoll_service', 'SELECT', 'longpoll', 'sessions'), ('longpoll_service', 'INSERT', 'longpoll', 'sessions'),
-         ('longpoll_service', 'DELETE', 'longpoll', 'sessions'),
-         ('longpoll_service', 'SELECT', 'longpoll', 'tokens'), ('longpoll_service', 'INSERT', 'longpoll', 'tokens'),
-         ('longpoll_service', 'DELETE', 'longpoll', 'tokens')
-       ) AS needed (role_name, action, schema_name, table_name)
- WHERE NOT EXISTS (
-         SELECT FROM pg_policies AS p
-          WHERE p.schemaname = needed.schema_name AND p.tablename = needed.table_name AND p.permissive = 'PERMISSIVE'
-            AND p.cmd IN ('ALL', needed.action) AND p.roles && ARRAY['public', needed.role_name]::name[])
- ORDER BY action;
+-- name: find_or_make_account
+-- An account that nobody can log in to.
+SELECT coalesce((SELECT user_id FROM longpoll.accounts WHERE lower(email) = %(email)s),
+                longpoll.register_account(%(email)s, 'no password'))::text AS user_id,
+       %(email)s AS email;
 
--- name: silent_triggers
--- What is not there, or does not fire on an ordinary connection (O: as usual, A: always); with what mends it.
-SELECT format('%I on %I.%I', needed.trigger_name, needed.schema_name, needed.table_name) AS trigger,
-       CASE WHEN t.tgenabled IS NULL THEN format('create %I again as sql/migrations has it;', needed.trigger_name)
-            ELSE format('run ALTER TABLE %I.%I ENABLE TRIGGER %I;', needed.schema_name, needed.table_name, needed.trigger_name)
-       END AS remedy
-  FROM (VALUES
-         ('public', 'image_generations', 'fill_times'), ('public', 'image_generations', 'handle_updated_at'),
-         ('public', 'image_generations', 'notify_created'), ('public', 'image_generations', 'notify_updated'),
-         ('public', 'image_generations', 'notify_deleted'),
-         ('longpoll', 'sessions', 'notify_revoked'), ('longpoll', 'tokens', 'notify_revoked')
-       ) AS needed (schema_name, table_name, trigger_name)
-  LEFT JOIN (pg_trigger AS t JOIN pg_class AS c ON c.oid = t.tgrelid JOIN pg_namespace AS n ON n.oid = c.relnamespace)
-         ON n.nspname = needed.schema_name AND c.relname = needed.table_name AND t.tgname = needed.trigger_name
- WHERE t.tgenabled IS NULL OR t.tgenabled NOT IN ('O', 'A');
+-- name: create_waiting_task
+-- Put off in the same transaction that creates it: no worker ever sees a task that it may claim.
+INSERT INTO public.image_generations (user_id, task_id, prompt) VALUES (%(user_id)s, %(task_id)s, 'The doctor waits');
+SELECT set_config('role', 'longpoll_service', true);
+UPDATE public.image_generations SET run_after = now() + interval '1 hour' WHERE task_id = %(task_id)s RETURNING task_id;

@@ -19,18 +19,28 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from server import keys, logs, serving
+from server import descriptors, keys, logs, serving
 from server.app import build_app
 from server.config import Config
 from server.storage.embedded import EmbeddedPostgres
 from server.storage.migrations import migrate
 from server.storage.users import User
+from tests.contract import Contract
 
+# Which way polls are held: `LONGPOLL_TEST_PARK=no` has all of them held by coroutines, as under TLS.
+PARKS = os.environ.get("LONGPOLL_TEST_PARK") != "no"
 # A crash of this Postgres loses nothing that anybody wants: it needn't wait for the disk.
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 # Passwords of tests need no protection, and a server hashes one at each start.
 _CHEAP_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _numbers = itertools.count(1)
+CONTRACT = web.AppKey("contract", Contract)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def enough_descriptors() -> None:
+    """As the server does at its start: some tests hold thousands of connections."""
+    descriptors.raise_limit()
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +138,7 @@ def config(tmp_path: Path) -> Config:
     return Config().replace(
         server={"port": 0, "drain_seconds": 0.2, "receive_seconds": 5.0},
         database={"data_dir": str(tmp_path), "heartbeat_seconds": 0.5, "timeout_seconds": 5.0},
-        polling={"hold_seconds": 30.0, "sweep_seconds": 5.0},
+        polling={"hold_seconds": 30.0, "sweep_seconds": 5.0, "park": PARKS},
         limits={"enabled": False},
         generation={"workers": 0, "step_seconds": 0.0, "retry_seconds": 0.0},
         logging={"level": "debug", "format": "json"},
@@ -148,16 +158,24 @@ Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
 @pytest.fixture
 async def start(
     dsn: str, config: Config, aiohttp_client: Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
-) -> Start:
-    """Start a server on this test's database: `await start(polling={"sweep_seconds": 1})`; returns a stranger's client."""
+) -> AsyncIterator[Start]:
+    """Start a server on this test's database: `await start(polling={"sweep_seconds": 1})`; returns a stranger's client.
+
+    Whatever it answers is held against the description of the API.
+    """
     logs.configure(config.logging)
+    contracts: list[Contract] = []
 
     async def begin(use_dsn: str = dsn, **sections: Any) -> TestClient[web.Request, web.Application]:
         app = build_app(config.replace(**sections), use_dsn)
         app[keys.USERS]._hasher = _CHEAP_HASHER
+        contract = app[CONTRACT] = Contract(app[keys.DESCRIPTION])
+        contracts.append(contract)
+        app.on_response_prepare.append(contract.check)
         return await aiohttp_client(ProductionServer(app))
 
-    return begin
+    yield begin
+    assert [fault for contract in contracts for fault in contract.faults] == []
 
 
 class Person:

@@ -25,6 +25,7 @@ class ServerProcess:
         environment |= {f"LONGPOLL_{name.upper()}": str(value) for name, value in settings.items()}
         environment["PYTHONPATH"] = str(python_path or Path(__file__).resolve().parent.parent)
         environment.setdefault("LONGPOLL_SERVER__PORT", "0")
+        environment.setdefault("LONGPOLL_POLLING__PARK", str(os.environ.get("LONGPOLL_TEST_PARK") != "no"))
         self.said = ""
         self._changed = threading.Condition()
         self.process = subprocess.Popen(

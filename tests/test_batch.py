@@ -62,6 +62,63 @@ async def test_changes_that_come_close_together_come_in_one_answer(
     assert {item["taskId"] for item in body["items"]} == {task_ids[0], task_ids[1]}
 
 
+async def test_progress_waits_for_more_if_the_client_likes_and_the_end_does_not(
+    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.handlers.status.LONGEST_GATHER_SECONDS", 60.0)  # a slow machine must not end it early
+    task_id = await alice.create()
+    sql("UPDATE public.image_generations SET status = 'processing'")
+    assert (await alice.status(task_id, version=1))["data"]["version"] == 2
+    held = asyncio.create_task(answer(alice, f"{task_id}:2", gather=100))
+    await until(lambda: alice.held == 1)
+    for progress in (0.2, 0.4):
+        sql("UPDATE public.image_generations SET progress = %s", (progress,))
+        await until(lambda: not alice.app[keys.BOARD]._tasks[task_id].stale)
+    sql("UPDATE public.image_generations SET status = 'completed', result = '/picture'")
+    body = await held
+    assert [(item["version"], item["status"]) for item in body["items"]] == [(5, "completed")]
+    assert alice.metric("longpoll_wake_latency_seconds_count") == 1
+    assert body["poll"]["reason"] == "change"
+
+
+async def test_what_was_gathered_on_purpose_is_not_measured_as_slow(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    held = asyncio.create_task(answer(alice, f"{task_id}:1", gather=0.2))
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET progress = 0.2")
+    assert (await held)["poll"]["reason"] == "change"
+    assert alice.metric("longpoll_wake_latency_seconds_count") == 0
+    held = asyncio.create_task(answer(alice, f"{task_id}:2"))
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET progress = 0.4")
+    await held
+    assert alice.metric("longpoll_wake_latency_seconds_count") == 1
+
+
+async def test_a_process_that_stops_answers_batches_too_and_asks_to_be_left(alice: Person) -> None:
+    task_id = await alice.create()
+    held = asyncio.create_task(answer(alice, f"{task_id}:1"))
+    await until(lambda: alice.held == 1)
+    alice.app[keys.WAITERS].drain(0)
+    assert (await held)["poll"]["reason"] == "drain"
+    async with ask(alice, f"{task_id}:1") as reply:
+        poll = (await reply.json())["poll"]
+        assert (poll["reason"], poll["next"], reply.headers["Connection"]) == ("drain", "again", "close")
+    assert 0 <= poll["retryAfterMs"] <= 2000
+
+
+async def test_a_full_process_answers_batches_at_once_and_says_when_to_come_back(start: Start, enter: Enter) -> None:
+    client = await start(polling={"max_held": 1})
+    alice, bob = await enter(client, "alice"), await enter(client, "bob")
+    own, foreign = await alice.create(), await bob.create()
+    held = asyncio.create_task(answer(bob, f"{foreign}:1"))
+    await until(lambda: bob.held == 1)
+    poll = (await answer(alice, f"{own}:1"))["poll"]
+    assert (poll["reason"], poll["next"], poll["waitedMs"]) == ("degraded", "again", 0)
+    assert 3000 <= poll["retryAfterMs"] <= 8000
+    held.cancel()
+
+
 async def test_a_hold_that_ends_says_so_and_names_nothing(start: Start, enter: Enter) -> None:
     alice = await enter(await start(polling={"hold_seconds": 0.3}))
     task_id = await alice.create()
@@ -108,6 +165,7 @@ async def test_a_version_ahead_of_ours_is_a_reset(alice: Person) -> None:
 async def test_fifty_tasks_cost_one_read_and_one_connection(start: Start, enter: Enter) -> None:
     alice = await enter(await start(database={"heartbeat_seconds": 60.0}))  # a busy machine must not make us read again
     task_ids = [await alice.create(f"number {number}") for number in range(50)]
+    assert await alice.app[keys.LISTENER].barrier()  # a late notification of a create would make us read again, too
     reads = alice.metric("longpoll_board_reads_total")
     body = await answer(alice, *task_ids, wait=0)
     assert len(body["items"]) == 50
@@ -123,6 +181,8 @@ async def test_bad_questions_are_refused_with_a_reason(alice: Person) -> None:
         (["a:-1"], {}, "version must be"),
         (["a:1"], {"wait": "soon"}, "wait must be"),
         (["a:1"], {"c": "no spaces!"}, "c must be"),
+        (["a:1"], {"gather": "much"}, "gather must be a number of seconds from 0 to 2"),
+        (["a:1"], {"gather": "-1"}, "gather must be"),
     ]:
         async with ask(alice, *tasks, **query) as reply:
             assert reply.status == 400
@@ -154,3 +214,15 @@ async def test_only_an_abusive_rate_of_polls_is_refused(start: Start, enter: Ent
         assert reply.status == 429
         assert 1 <= int(reply.headers["Retry-After"]) <= 75
     await bob.status(await bob.create(), wait=0)
+
+
+async def test_over_the_cap_of_the_process_it_is_answered_at_once(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(polling={"max_held": 1}))
+    task_id = await alice.create()
+    held = asyncio.create_task(alice.status(task_id, version=1))
+    await until(lambda: alice.held == 1)
+    body = await answer(alice, f"{task_id}:1")
+    assert (body["poll"]["reason"], body["unchanged"]) == ("degraded", [task_id])
+    assert 3000 <= body["poll"]["retryAfterMs"] <= 8000
+    assert not held.done()
+    held.cancel()

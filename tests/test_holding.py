@@ -151,6 +151,15 @@ async def test_a_draining_process_answers_everybody_and_closes(alice: Person) ->
         assert body["data"]["version"] == 1
 
 
+async def test_a_draining_process_keeps_no_idle_connection_whatever_was_asked(alice: Person) -> None:
+    """Who has none can't send its next request just as the process closes it."""
+    for draining in (False, True):
+        alice.app[keys.WAITERS].draining = draining
+        for path in ("/healthz", "/api/generate/tasks", "/api/generate/status"):
+            async with alice.http.get(path) as reply:
+                assert (reply.headers.get("Connection") == "close") is draining, path
+
+
 async def test_polling_a_watched_task_again_costs_no_statement(start: Start, enter: Enter, sql: Sql) -> None:
     """Nor does the session check; and a poll that is held and woken costs exactly one."""
     alice = await enter(await start(database=NO_HEARTBEAT, polling={"sweep_seconds": 300.0}))

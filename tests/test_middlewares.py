@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
 
@@ -10,12 +12,13 @@ import pytest
 import structlog
 from aiohttp import web
 from aiohttp.test_utils import TestClient
+from yarl import URL
 
 from server import keys, logs
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.outage import outage
-from tests.raw_http import connect_to
+from tests.raw_http import connect_to, request
 
 PAGE = {"Accept": "text/html"}
 Lines = list[MutableMapping[str, Any]]
@@ -214,7 +217,14 @@ async def test_every_reply_forbids_what_no_page_of_ours_needs(alice: Person) -> 
                 assert "script-src 'self';" in reply.headers["Content-Security-Policy"], url
                 assert len(reply.headers["X-Request-Id"]) == 16, url
                 kept = "no-cache" if url.startswith("/static/") and reply.status == 200 else "private, no-store"
-                assert reply.headers["Cache-Control"] in {kept, "no-cache"}, url
+                assert reply.headers["Cache-Control"] == kept, url
+
+
+async def test_a_file_that_is_not_there_is_a_problem_like_any_other(alice: Person) -> None:
+    for name in ("nowhere.js", "..%2Fconfig.toml", "%2Fetc%2Fpasswd", "%00"):
+        async with alice.http.get(URL(f"/static/{name}", encoded=True)) as reply:
+            assert (reply.status, (await reply.json())["code"]) == (404, "not_found")
+    assert alice.metric("longpoll_http_requests_total", route="/static/{filename}", method="GET", code="404") >= 1
 
 
 async def test_files_of_the_site_are_asked_for_again_but_not_sent_again(alice: Person) -> None:
@@ -263,10 +273,28 @@ async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(
         assert secret not in said
 
 
+async def test_the_time_that_a_poll_was_held_is_logged_apart_from_the_work(
+    start: Start, enter: Enter, lines: Lines
+) -> None:
+    polling = {"hold_seconds": 0.5, "jitter_seconds": 0.0}
+    alice = await enter(await start(polling=polling, logging={"timeout_sample": 1.0}))
+    task_id = await alice.create()
+    begun = time.perf_counter()
+    body = await alice.status(task_id, version=1)
+    whole_ms = (time.perf_counter() - begun) * 1000
+    (line,) = (line for line in lines if line["event"] == logs.POLL_FINISHED)
+    assert line["outcome"] == body["poll"]["reason"] == "timeout"
+    assert line["held_ms"] == pytest.approx(body["poll"]["waitedMs"], abs=1)
+    assert line["held_ms"] > 250  # a hold may end early, never late
+    assert 0 < line["took_ms"] <= whole_ms - line["held_ms"]
+
+
 async def test_what_is_not_http_is_counted_and_refused(alice: Person, lines: Lines) -> None:
     """Without a trace, and not a line each: strangers could fill the disk."""
     nonsense = (
         "GET / HTTP/9.9\r\n\r\n",
+        "HELLO\x00THERE / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         "GET / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
@@ -278,12 +306,43 @@ async def test_what_is_not_http_is_counted_and_refused(alice: Person, lines: Lin
             await connection.send(text)
             reply = await connection.reply()
             assert reply.status == 400, text[:60]
+            problem = json.loads(reply.body)
+            assert (problem["code"], problem["status"], problem["error"]) == ("bad_request", 400, "Bad request")
+            assert problem["instance"] == reply.headers["x-request-id"]
+            assert reply.headers["content-type"] == "application/problem+json"
+            assert reply.headers["cache-control"] == "private, no-store"
+            assert "default-src 'none'" in reply.headers["content-security-policy"]
             assert b"Traceback" not in reply.body
             assert b".py" not in reply.body
+            assert await connection.is_closed()
     assert alice.metric("longpoll_malformed_requests_total") == len(nonsense)
     malformed = [line for line in lines if line["event"] == logs.REQUEST_MALFORMED]
     assert 1 <= len(malformed) < len(nonsense)
     assert not [line for line in lines if line.get("exc_info")]
+
+
+@pytest.mark.parametrize("target", ["/healthz", "/nowhere", "/api/generate/status"])
+async def test_an_expectation_that_nobody_can_meet_is_refused_like_everything_else(alice: Person, target: str) -> None:
+    async with connect_to(alice) as connection:
+        await connection.send(f"GET {target} HTTP/1.1\r\nHost: a\r\nExpect: miracles\r\n\r\n")
+        reply = await connection.reply()
+        assert (reply.status, json.loads(reply.body)["code"]) == (417, "expectation_failed")
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert json.loads(reply.body)["instance"] == reply.headers["x-request-id"]
+        assert (reply.headers["cache-control"], reply.headers["x-frame-options"]) == ("private, no-store", "DENY")
+        await connection.send("GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await connection.reply()).status == 200
+    assert alice.metric("longpoll_malformed_requests_total") == 1
+
+
+async def test_whoever_sends_a_body_when_it_is_wanted_is_told_so(alice: Person) -> None:
+    body = '{"prompt": "a lake"}'
+    text = request(alice, "/api/generate", method="POST", body=body)
+    async with connect_to(alice) as connection:
+        await connection.send(text.removesuffix("\r\n\r\n" + body) + "\r\nExpect: 100-continue\r\n\r\n")
+        assert (await connection.reply()).line == "HTTP/1.1 100 Continue"
+        await connection.send(body)
+        assert (await connection.reply()).status == 202
 
 
 def test_malformed_requests_are_one_line_a_second(lines: Lines) -> None:

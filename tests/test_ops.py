@@ -7,10 +7,12 @@ import re
 from typing import Any
 
 import pytest
+import structlog
 
 from server import keys
+from server.config import Config
 from server.storage.embedded import EmbeddedPostgres
-from tests.conftest import Person, Sql, until
+from tests.conftest import Person, Sql, Start, until
 from tests.outage import outage
 
 
@@ -122,3 +124,12 @@ async def test_strangers_cannot_invent_time_series(alice: Person) -> None:
     assert figures['longpoll_http_requests_total{code="404",method="GET",route="unknown"}'] == 3
     assert figures['longpoll_http_requests_total{code="404",method="GET",route="/tasks/{task_id}"}'] == 3
     assert figures['longpoll_http_requests_total{code="405",method="other",route="unknown"}'] == 3
+
+
+async def test_all_figures_are_logged_every_half_minute(start: Start) -> None:
+    assert Config().logging.snapshot_seconds == 30
+    with structlog.testing.capture_logs() as lines:
+        await start(logging={"snapshot_seconds": 0.1})
+        line = await until(lambda: next((line for line in lines if line["event"] == "metrics.snapshot"), None))
+    assert line["longpoll_held_connections"] == 0
+    assert {"longpoll_listener_up", "longpoll_missed_notify_repairs_total", "longpoll_watched_tasks"} <= line.keys()

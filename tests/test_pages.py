@@ -52,6 +52,8 @@ async def page(person: Person, url: str, status: int = 200) -> str:
 
 async def test_every_page_renders_for_somebody_signed_in(alice: Person) -> None:
     task_id = await alice.create("a lighthouse at dawn")
+    for url in ("/ops", "/docs"):
+        assert "alice@example.org" in await page(alice, url)
     for url in ("/", "/tasks", f"/tasks/{task_id}"):
         text = await page(alice, url)
         assert "alice@example.org" in text
@@ -61,7 +63,7 @@ async def test_every_page_renders_for_somebody_signed_in(alice: Person) -> None:
 
 async def test_strangers_see_the_forms_and_are_sent_to_them(start: Start) -> None:
     client = await start()
-    for url in ("/login", "/register", "/login?next=%2Ftasks"):
+    for url in ("/docs", "/login", "/register", "/login?next=%2Ftasks"):
         async with client.get(url, headers=PAGE) as reply:
             text = await reply.text()
             assert reply.status == 200
@@ -137,4 +139,5 @@ async def test_a_person_gets_a_page_when_something_is_wrong(alice: Person) -> No
     for url, status, title in (("/nowhere", 404, "Not found"), ("/<script>x</script>", 404, "Not found")):
         text = await page(alice, url, status)
         assert title in text
+        assert "alice@example.org" in text, "who is logged in still is"
         assert "<script>x" not in text

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.conftest import until
+from tests.conftest import Sql, until
 from tests.processes import ServerProcess, processes_of, server_process
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,6 +132,46 @@ def test_a_database_that_is_not_there_stops_the_start_with_one_sentence(folder: 
     assert server.wait() == 1
     assert server.said.startswith("error: ")
     assert "Traceback" not in server.said
+
+
+def test_a_migration_that_was_edited_stops_the_start_with_one_sentence(tmp_path: Path, dsn: str, sql: Sql) -> None:
+    name = sql("UPDATE longpoll.migrations SET checksum = 'another' WHERE name LIKE '0001%%' RETURNING name")[0][0]
+    server = ServerProcess(tmp_path, database__dsn=dsn)
+    assert server.wait() == 1
+    assert server.said.startswith(f"error: {name} was edited after it had been applied to this database; undo the edit")
+    assert "Traceback" not in server.said
+
+
+def test_a_server_may_open_as_many_files_as_the_hard_limit_allows(tmp_path: Path, dsn: str) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))  # which children inherit
+    try:
+        with server_process(tmp_path, database__dsn=dsn, generation__workers=0) as server:
+            assert server.url
+            assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> dict[str, str]:
+    """The settings that `certificate` prints for what it has made."""
+    command = [sys.executable, "-m", "server", "certificate"]
+    env = {"PYTHONPATH": str(ROOT)}
+    made = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+    lines = [line.removeprefix("LONGPOLL_").partition("=") for line in made.stdout.splitlines()]
+    return {name.lower(): value for name, _, value in lines}
+
+
+async def test_the_certificate_that_a_command_makes_serves_https(
+    tmp_path: Path, dsn: str, pair: dict[str, str]
+) -> None:
+    trust = ssl.create_default_context(cafile=tmp_path / pair["server__tls_certificate"])
+    with server_process(tmp_path, database__dsn=dsn, generation__workers=0, **pair) as server:
+        assert server.url.startswith("https://127.0.0.1:")
+        async with aiohttp.ClientSession() as session, session.get(f"{server.url}/readyz", ssl=trust) as reply:
+            assert reply.status == 200
+        assert server.stop() == 0
 
 
 async def test_workers_of_another_process_do_the_work(folder: Path) -> None:

@@ -39,8 +39,10 @@ def image_files(person: Person) -> list[str]:
     return sorted(path.name for path in folder.rglob("*") if path.is_file())
 
 
-async def create(person: Person, status: int = 202, headers: dict[str, str] | None = None, **body: Any) -> Any:
-    async with person.http.post("/api/generate", json={"prompt": "a lake", **body}, headers=headers) as reply:
+async def create(
+    person: Person, status: int = 202, headers: dict[str, str] | None = None, query: str = "", **body: Any
+) -> Any:
+    async with person.http.post(f"/api/generate{query}", json={"prompt": "a lake", **body}, headers=headers) as reply:
         assert reply.status == status, await reply.text()
         return {**(await reply.json()), "headers": reply.headers}
 
@@ -174,6 +176,38 @@ async def test_a_create_that_waits_is_answered_when_the_task_has_ended(alice: Pe
     made = await waiting
     assert made["headers"]["Preference-Applied"] == "wait=20"
     assert (made["data"]["status"], made["data"]["result"]) == ("completed", "/picture")
+
+
+async def test_a_create_may_wait_for_no_more_than_the_beginning_of_the_work(alice: Person, sql: Sql) -> None:
+    waiting = asyncio.create_task(create(alice, 202, {"Prefer": "wait=20"}, "?until=status"))
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET progress = 0.1")
+    sql("UPDATE public.image_generations SET status = 'processing'")
+    made = await waiting
+    assert made["headers"]["Preference-Applied"] == "wait=20"
+    assert (made["data"]["status"], made["data"]["version"]) == ("processing", 3)
+
+
+async def test_a_create_whose_task_was_begun_before_it_could_wait_is_answered_at_once(alice: Person, sql: Sql) -> None:
+    sql(
+        "CREATE FUNCTION public.begin_at_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " UPDATE public.image_generations SET status = 'processing' WHERE id = NEW.id; RETURN NULL; END $$"
+    )
+    sql("ALTER FUNCTION public.begin_at_once() SECURITY DEFINER")
+    sql(
+        "CREATE TRIGGER begin_at_once AFTER INSERT ON public.image_generations"
+        " FOR EACH ROW EXECUTE FUNCTION public.begin_at_once()"
+    )
+    made = await create(alice, 202, {"Prefer": "wait=20"}, "?until=status")
+    assert (made["data"]["status"], made["data"]["version"]) == ("processing", 2)
+
+
+async def test_a_create_refuses_to_wait_for_what_it_does_not_know_before_anything_is_made(
+    alice: Person, sql: Sql
+) -> None:
+    refused = await create(alice, 400, {}, "?until=sunrise")
+    assert "until must be one of" in refused["detail"]
+    assert sql("SELECT count(*) FROM public.image_generations") == [(0,)]
 
 
 async def test_a_create_that_waited_in_vain_is_a_202(start: Start, enter: Enter) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import argon2
@@ -11,7 +13,7 @@ from server.errors import AddressTaken, ConstraintViolated, WrongCredentials
 from server.storage.database import Database
 from server.storage.users import Users
 from tests import rows
-from tests.conftest import Sql
+from tests.conftest import Sql, until
 
 shared_dsn, dsn = rows.shared_dsn, rows.dsn
 
@@ -83,6 +85,23 @@ async def test_a_wrong_password_and_an_unknown_address_cannot_be_told_apart(user
         errors.append((str(caught.value), caught.value.detail))
         assert (hasher.verified, hasher.hashed) == (1, 0)
     assert errors[0] == errors[1]
+
+
+async def test_a_flood_of_logins_hashes_two_at_a_time_and_leaves_the_loop_free(users: Users, hasher: Hasher) -> None:
+    gate, busy = threading.Event(), threading.Semaphore(0)
+
+    def verify(*_arguments: object) -> bool:
+        busy.release()
+        assert gate.wait(15)
+        raise argon2.exceptions.VerifyMismatchError
+
+    hasher.verify = verify  # type: ignore[method-assign]
+    logins = [asyncio.create_task(users.log_in("nobody@example.org", "battery staple")) for _ in range(20)]
+    await until(lambda: busy._value == 2)  # type: ignore[attr-defined]
+    await until(lambda: users._executor._work_queue.qsize() == 18)
+    assert busy._value == 2  # type: ignore[attr-defined]
+    gate.set()
+    assert {type(error) for error in await asyncio.gather(*logins, return_exceptions=True)} == {WrongCredentials}
 
 
 async def test_the_decoys_password_opens_nothing(users: Users) -> None:

@@ -50,6 +50,12 @@ class Unforeseen(Exception):
     """Not one of our own errors."""
 
 
+@pytest.fixture(autouse=True)
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write progress sooner than once a second: what is written is the same."""
+    monkeypatch.setattr("server.generation.worker._REPORT_SECONDS", 0.05)
+
+
 Hire = Callable[..., Awaitable[Worker]]
 
 
@@ -203,10 +209,12 @@ async def test_a_generator_that_crashes_ends_its_task_and_not_the_worker(
 ) -> None:
     generator, task_id = Rehearsal(*[Unforeseen("division by zero") for _ in range(3)]), order()
     generator.go_on.set()
-    await hire(generator)
+    worker = await hire(generator)
     await until_status(sql, task_id, "failed")
     assert column(sql, task_id, "error") == "The generator failed unexpectedly"
-    await until_status(sql, order(), "completed")
+    another = order()
+    worker.wake()
+    await until_status(sql, another, "completed")
 
 
 async def test_a_worker_that_stops_gives_its_task_back_at_once(hire: Hire, order: Callable[[], str], sql: Sql) -> None:
@@ -237,12 +245,13 @@ async def test_a_worker_that_lost_its_lease_can_not_write(
     sql("UPDATE public.image_generations SET lease_expires_at = now() - interval '1 s' WHERE task_id = %s", (task_id,))
     successor = Rehearsal()
     successor.go_on.set()
-    await hire(successor)
+    worker = await hire(successor)
     await until_status(sql, task_id, "completed")
     version = column(sql, task_id, "version")
     frozen.go_on.set()
     await until(lambda: frozen.closed)
     other = order()
+    worker.wake()
     await until_status(sql, other, "completed")
     assert column(sql, task_id, "attempt") == 2
     assert column(sql, task_id, "version") == version

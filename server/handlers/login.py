@@ -20,8 +20,9 @@ from server.storage.sessions import Token
 from server.storage.users import User
 
 MIN_PASSWORD: Final = 8
-_MAX_PASSWORD: Final = 1024
-_MAX_EMAIL: Final = 254
+MAX_PASSWORD: Final = 1024
+MAX_EMAIL: Final = 254
+MAX_TOKEN_NAME: Final = 100
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f.]+\Z")
 _TOKEN_ID: Final = re.compile(r"[0-9a-f-]{36}\Z")
 _FIELDS: Final = frozenset({"email", "password", "next"})
@@ -68,10 +69,10 @@ async def _enter(request: web.Request, template: str, *, registering: bool) -> w
 
 
 async def _authenticate(request: web.Request, email: str, password: str, *, registering: bool) -> User:
-    if len(email) > _MAX_EMAIL or not _EMAIL.match(email):
+    if len(email) > MAX_EMAIL or not _EMAIL.match(email):
         raise BadRequest("email must be an address such as name@example.org.")
-    if len(password) > _MAX_PASSWORD or "\0" in password:
-        raise BadRequest(f"password may have at most {_MAX_PASSWORD} characters.")
+    if len(password) > MAX_PASSWORD or "\0" in password:
+        raise BadRequest(f"password may have at most {MAX_PASSWORD} characters.")
     if not registering:
         return await request.app[USERS].log_in(email, password)
     if len(password) < MIN_PASSWORD:
@@ -115,8 +116,8 @@ async def create_token(request: web.Request) -> web.Response:
     user = await signed_in_user(request)
     body = await parameters.json_object(request, known=frozenset({"name"}))
     name = body.get("name", "script")
-    if not isinstance(name, str) or not 1 <= len(name.strip()) <= 100 or "\0" in name:
-        raise BadRequest("name must be a text of 1 to 100 characters.")
+    if not isinstance(name, str) or not 1 <= len(name.strip()) <= MAX_TOKEN_NAME or "\0" in name:
+        raise BadRequest(f"name must be a text of 1 to {MAX_TOKEN_NAME} characters.")
     secret, token = await request.app[SESSIONS].create_token(user, name.strip())
     return json_reply({"token": secret, **_describe(token)}, status=201)
 

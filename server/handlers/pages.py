@@ -6,17 +6,18 @@ from typing import Final
 
 from aiohttp import web
 
-from server.errors import NotSignedIn, TaskNotFound
+from server import resources
+from server.errors import NotFound, NotSignedIn, TaskNotFound
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.handlers import parameters
 from server.handlers.login import safe_target
-from server.handlers.tasks import MAX_PROMPT, read_page
+from server.handlers.tasks import CLIENT_MARGIN_SECONDS, MAX_PROMPT, read_page
 from server.identity import find_user, signed_in_user
 from server.keys import CONFIG, TASKS, TRACE
 from server.replies import page
 
-_CLIENT_MARGIN_SECONDS: Final = 15
 _BUDGET_SECONDS: Final = 600
+_STATIC: Final = {path.name: path for path in resources.folder("static").iterdir()}
 
 
 async def generate(request: web.Request) -> web.Response:
@@ -54,6 +55,14 @@ async def register(request: web.Request) -> web.Response:
     return await _account_page(request, "register.html")
 
 
+async def static(request: web.Request) -> web.FileResponse:
+    """Send a file that the pages need. aiohttp's own route would answer for one that isn't there by itself, bare."""
+    path = _STATIC.get(request.match_info["filename"])
+    if path is None:
+        raise NotFound
+    return web.FileResponse(path)
+
+
 async def _account_page(request: web.Request, template: str) -> web.Response:
     target = safe_target(request.query.get("next"))
     if await find_user(request) is not None:
@@ -71,7 +80,7 @@ async def _page(request: web.Request, template: str, **context: object) -> web.R
         template,
         {
             "hold_seconds": hold,
-            "client_timeout_seconds": hold + _CLIENT_MARGIN_SECONDS,
+            "client_timeout_seconds": hold + CLIENT_MARGIN_SECONDS,
             "budget_seconds": _BUDGET_SECONDS,
             **context,
         },

@@ -15,7 +15,8 @@ from aiohttp.http_exceptions import BadHttpMessage
 
 from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
 from server.keys import CONFIG
-from server.replies import JSON
+from server.poll_replies import JSON
+from server.waiting.polling import Until
 
 T = TypeVar("T")
 
@@ -48,14 +49,14 @@ def version(value: str) -> int:
     return int(value)
 
 
-def seconds(value: str, longest: float) -> float:
-    """Return a number of seconds, 0 or more; more than the longest hold means the longest hold."""
+def seconds(value: str, longest: float, *, name: str = "wait") -> float:
+    """Return a number of seconds, 0 or more; more than the longest means the longest."""
     wait = math.nan
     if value.isascii() and "_" not in value:
         with contextlib.suppress(ValueError):
             wait = float(value)
     if not wait >= 0 or math.isinf(wait):
-        raise BadRequest(f"wait must be a number of seconds from 0 to {longest:g}.")
+        raise BadRequest(f"{name} must be a number of seconds from 0 to {longest:g}.")
     return min(wait, longest)
 
 
@@ -66,6 +67,14 @@ def preferred_wait(request: web.Request, longest: float) -> float | None:
         if found:
             return min(float(found[1]), longest)
     return None
+
+
+def until(value: str | None, default: Until) -> Until:
+    """Return what the client waits for."""
+    try:
+        return Until(value or default)
+    except ValueError:
+        raise BadRequest(f"until must be one of: {', '.join(Until)}.") from None
 
 
 async def json_object(request: web.Request, *, known: frozenset[str]) -> dict[str, object]:

@@ -4,45 +4,71 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 import orjson
 from aiohttp import web
 
-from server.errors import BadRequest, TaskDeleted, TaskIdRequired, TaskNotFound
+from server import repeats
+from server.errors import BadRequest, TaskIdRequired
 from server.handlers import parameters
-from server.identity import signed_in_user
-from server.keys import BATCH_POLLING, CONFIG, DATABASE, METRICS, POLLING, RATES, TRACE
+from server.identity import credential, signed_in_user
+from server.keys import BATCH_POLLING, CONFIG, OBSERVER, PARKING, POLLING, RATES, TRACE
+from server.observing import CLIENT_GONE
+from server.parking import CONNECTION, PARKED
+from server.poll_replies import PLAIN, Manner, compose, describe_poll, headers_of, missing, outcome
 from server.replies import json_reply
 from server.storage.tasks import Task
 from server.waiting.batches import BatchQuestion
 from server.waiting.polling import Answer, Question, Until
-from server.waiting.waiters import Reason
 
 MAX_BATCH: Final = 50
+LONGEST_GATHER_SECONDS: Final = 2.0
 _CLIENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"')
-# Milliseconds after which to ask again, at random between the two, so that clients spread out.
-_RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
 
 
-async def status(request: web.Request) -> web.Response:
+async def status(request: web.Request) -> web.StreamResponse:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
     with _noticing_who_left(request):
         user = await signed_in_user(request)
         request.app[RATES].check_poll(user.user_id)
-        question = read_question(request, user.user_id)
+        question, manner = read_question(request, user.user_id)
         request[TRACE].task_id = question.task_id
-        answer = await request.app[POLLING].answer(question)
-    outcome = "deleted" if answer.deleted else answer.reason if answer.snapshot else "not_found"
-    _record(request, outcome, answer.held_seconds, [answer.snapshot] if answer.snapshot and answer.changed else [])
+        answer = await _answer_or_park(request, question, manner)
+    if answer is None:
+        return PARKED
+    changed = [answer.snapshot] if answer.snapshot and answer.changed else []
+    request.app[OBSERVER].poll_finished(request[TRACE], outcome(answer), answer.held_seconds, changed)
     if answer.snapshot is None:
-        raise TaskDeleted if answer.deleted else TaskNotFound
-    return reply(request, answer.snapshot, answer)
+        raise missing(answer)
+    http_status, head, body = compose(answer.snapshot, answer, manner)
+    return web.Response(status=http_status, headers=headers_of(head), body=body)
+
+
+async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:
+    """Return the answer, or None if the request's connection is parked until there is one."""
+    parking, polling = request.app[PARKING], request.app[POLLING]
+    if not parking.admits(request):
+        return await polling.answer(question)
+    connection = parking.connection(request)
+    found = await polling.answer_or_park(question, connection.answer)
+    if isinstance(found, Answer):
+        return found
+    connection.hold(found, request[TRACE], manner, _again(request, question))
+    request[CONNECTION] = connection
+    return None
+
+
+def _again(request: web.Request, question: Question) -> repeats.Again | None:
+    """Return how to know this poll when it comes again, if it is one that can be known."""
+    found, secret_key = repeats.read(request.app[PARKING].bytes_of(request)), credential(request)
+    if found is None or secret_key is None or found[1] != question.version:
+        return None
+    return repeats.Again(found[0], secret_key, question)
 
 
 async def batch(request: web.Request) -> web.Response:
@@ -52,7 +78,7 @@ async def batch(request: web.Request) -> web.Response:
         request.app[RATES].check_poll(user.user_id)
         question = read_batch_question(request, user.user_id)
         answer = await request.app[BATCH_POLLING].answer(question)
-    _record(request, answer.reason, answer.held_seconds, answer.changed)
+    request.app[OBSERVER].poll_finished(request[TRACE], answer.reason, answer.held_seconds, answer.prompt)
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
@@ -62,10 +88,7 @@ async def batch(request: web.Request) -> web.Response:
         "notFound": answer.not_found,
         "poll": poll,
     }
-    response = json_reply(body, headers={"Server-Timing": f"hold;dur={answer.held_seconds * 1000:.1f}"})
-    if answer.reason is Reason.DRAIN:
-        response.force_close()
-    return response
+    return json_reply(body, headers={"Server-Timing": f"hold;dur={answer.held_seconds * 1000:.1f}"})
 
 
 @contextlib.contextmanager
@@ -74,23 +97,11 @@ def _noticing_who_left(request: web.Request) -> Iterator[None]:
     try:
         yield
     except asyncio.CancelledError:
-        request[TRACE].outcome, request[TRACE].held_seconds = "client_gone", time.perf_counter() - started
-        request.app[METRICS].polls.labels("client_gone").inc()
+        request.app[OBSERVER].poll_finished(request[TRACE], CLIENT_GONE, time.perf_counter() - started)
         raise
 
 
-def _record(request: web.Request, outcome: str, held_seconds: float, changed: Sequence[Task]) -> None:
-    trace, metrics = request[TRACE], request.app[METRICS]
-    trace.outcome, trace.held_seconds = outcome, held_seconds
-    metrics.polls.labels(outcome).inc()
-    metrics.hold_seconds.observe(held_seconds)
-    if held_seconds:
-        for task in changed:
-            committed = task.updated_at + request.app[DATABASE].clock_offset
-            metrics.wake_latency_seconds.observe(max(time.time() - committed, 0.0))
-
-
-def read_question(request: web.Request, user_id: str) -> Question:
+def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]:
     """Read what the client asks from the query and the headers; the query wins.
 
     Raises:
@@ -98,8 +109,14 @@ def read_question(request: web.Request, user_id: str) -> Question:
     """
     query = request.query
     task_id = parameters.task_id(query.get("taskId"))
-    version = parameters.version(query["version"]) if "version" in query else _tagged_version(request, task_id)
-    return Question(task_id, user_id, version, _wait(request), _until(query.get("until")), _client(request))
+    longest = request.app[CONFIG].polling.hold_seconds
+    preferred = None if "wait" in query else parameters.preferred_wait(request, longest)
+    tagged = None if "version" in query else _tagged_version(request, task_id)
+    version = parameters.version(query["version"]) if "version" in query else tagged
+    seconds = preferred if preferred is not None else _wait(request)
+    until = parameters.until(query.get("until"), Until.CHANGE)
+    question = Question(task_id, user_id, version, seconds, until, _client(request))
+    return question, PLAIN if preferred is None and tagged is None else Manner(preferred, tagged)
 
 
 def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
@@ -119,7 +136,8 @@ def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
         if task_id in versions:
             raise BadRequest(f"The task {task_id[:64]} is there twice.")
         versions[task_id] = parameters.version(version) if version else 0
-    return BatchQuestion(versions, user_id, _wait(request), _client(request))
+    gather = parameters.seconds(request.query.get("gather", "0"), LONGEST_GATHER_SECONDS, name="gather")
+    return BatchQuestion(versions, user_id, _wait(request), _client(request), gather)
 
 
 def _wait(request: web.Request) -> float:
@@ -137,58 +155,9 @@ def _client(request: web.Request) -> str | None:
     return client
 
 
-def _until(value: str | None) -> Until:
-    try:
-        return Until(value or Until.CHANGE)
-    except ValueError:
-        raise BadRequest(f"until must be one of: {', '.join(Until)}.") from None
-
-
 def _tagged_version(request: web.Request, task_id: str) -> int | None:
     header = request.headers.get("If-None-Match")
     if header is None:
         return None
     versions = [int(version) for tagged, version in _ENTITY_TAG.findall(header) if tagged == task_id]
     return max(versions, default=0)
-
-
-def reply(request: web.Request, task: Task, answer: Answer[Task]) -> web.Response:
-    """Put the state and the reason into a reply; the state's JSON is made once for all who waited for it."""
-    headers = {
-        "ETag": f'"{task.task_id}.{task.version}"',
-        "X-Task-Version": str(task.version),
-        "Server-Timing": f"hold;dur={answer.held_seconds * 1000:.1f}",
-    }
-    if "Prefer" in request.headers and "wait" not in request.query:
-        wait = parameters.preferred_wait(request, request.app[CONFIG].polling.hold_seconds)
-        if wait is not None:
-            headers["Preference-Applied"] = f"wait={wait:g}"
-    if _is_not_modified(request, task, answer):
-        response = web.Response(status=304, headers=headers)
-    else:
-        poll = describe_poll(
-            answer.reason, changed=answer.changed, held_seconds=answer.held_seconds, finished=task.terminal
-        )
-        response = json_reply(b'{"data":' + task.data + b',"poll":' + orjson.dumps(poll) + b"}", headers=headers)
-    if answer.reason is Reason.DRAIN:
-        response.force_close()
-    return response
-
-
-def describe_poll(reason: Reason, *, changed: bool, held_seconds: float, finished: bool) -> dict[str, object]:
-    """Return the contract's `poll`: why this answer came now, and what to do next."""
-    low, high = _RETRY_AFTER_MS.get(reason, (0, 0))
-    return {
-        "reason": reason,
-        "changed": changed,
-        "waitedMs": round(held_seconds * 1000),
-        "next": "stop" if finished or reason is Reason.SUPERSEDED else "again",
-        "retryAfterMs": random.randint(low, high),
-    }
-
-
-def _is_not_modified(request: web.Request, task: Task, answer: Answer[Task]) -> bool:
-    # Any other reason must be read by the client, and a 304 has no body to say it in.
-    if "version" in request.query or answer.reason not in {Reason.TIMEOUT, Reason.IMMEDIATE}:
-        return False
-    return _tagged_version(request, task.task_id) == task.version

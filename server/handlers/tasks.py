@@ -29,10 +29,10 @@ from server.waiting.polling import Question, Until
 
 MAX_PROMPT: Final = 4000
 _MAX_FIELD_BYTES: Final = 4 * MAX_PROMPT + 1024
-_MAX_SEED: Final = 2**53 - 1  # the largest whole number that JavaScript holds exactly
+MAX_SEED: Final = 2**53 - 1  # the largest whole number that JavaScript holds exactly
 _FIELDS: Final = frozenset({"prompt", "seed", "size"})
 _IDEMPOTENCY_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}\Z")
-_CLIENT_MARGIN_SECONDS: Final = 15
+CLIENT_MARGIN_SECONDS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,7 @@ async def _create(request: web.Request, kind: str) -> web.Response:
     key = request.headers.get("Idempotency-Key")
     if key is not None and not _IDEMPOTENCY_KEY.match(key):
         raise BadRequest("Idempotency-Key must be 1 to 255 printable ASCII characters.")
+    parameters.until(request.query.get("until"), Until.TERMINAL)  # refused before anything is made
     order = await _read_order(request)
     reference = await request.app[UPLOADS].run(clean_reference, order.image) if order.image is not None else None
     task_id = request[TRACE].task_id = secrets.token_urlsafe(16)
@@ -102,9 +103,10 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
     wait = parameters.preferred_wait(request, polling.hold_seconds)
     task = made
     if task is None or wait:
-        answer = await request.app[POLLING].answer(
-            Question(task_id, user.user_id, seconds=wait or 0, until=Until.TERMINAL)
-        )
+        until = parameters.until(request.query.get("until"), Until.TERMINAL)
+        # The first version is what the client knows anyway: anything after it has begun is news.
+        version = None if until is Until.TERMINAL else 1
+        answer = await request.app[POLLING].answer(Question(task_id, user.user_id, version, wait or 0, until))
         request[TRACE].held_seconds = answer.held_seconds
         task = answer.snapshot
         if task is None:
@@ -120,7 +122,7 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
     }
     poll = {
         "holdSeconds": polling.hold_seconds,
-        "clientTimeoutSeconds": polling.hold_seconds + _CLIENT_MARGIN_SECONDS,
+        "clientTimeoutSeconds": polling.hold_seconds + CLIENT_MARGIN_SECONDS,
     }
     body = {"taskId": task_id, "data": orjson.Fragment(task.data), "links": links, "poll": poll}
     return json_reply(body, status=200 if wait and task.terminal else 202, headers=headers)
@@ -194,8 +196,8 @@ def _seed(value: object) -> int | None:
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MAX_SEED:
-        raise BadRequest(f"seed must be a whole number from 0 to {_MAX_SEED}.")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+        raise BadRequest(f"seed must be a whole number from 0 to {MAX_SEED}.")
     return value
 
 

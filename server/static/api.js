@@ -114,12 +114,13 @@ export function pictureUrl(taskId) {
  * @param {"basic"|"advanced"} type
  * @param {FormData} form
  * @param {string} idempotencyKey
+ * @param {boolean} patient whether the answer may wait a second for the work to begin
  * @returns {Promise<{taskId: string, data: Task}>}
  */
-export function createTask(type, form, idempotencyKey) {
+export function createTask(type, form, idempotencyKey, patient) {
   const url = type === "advanced" ? "/api/generate_advanced" : "/api/generate";
-  const headers = { "Idempotency-Key": idempotencyKey };
-  return requestJson(url, { method: "POST", body: form, headers });
+  const headers = { "Idempotency-Key": idempotencyKey, ...(patient && { Prefer: "wait=1" }) };
+  return requestJson(patient ? `${url}?until=status` : url, { method: "POST", body: form, headers });
 }
 
 /** The newest tasks. @param {number} limit @returns {Promise<Task[]>} */

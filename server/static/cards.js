@@ -2,13 +2,15 @@
 /** One task as a card: progress while it is made, then the picture or the reason why not. */
 
 import { pictureUrl } from "./api.js";
-import { isFinished } from "./longpoll.js";
+import { isFinished } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
 /** @typedef {{cancel: () => void, retry: () => void, keepWaiting: () => void}} Actions */
 
 /** A poll that has not failed for so long is being held: the connection is back. */
 const RECOVERED_MS = 3000;
+
+export const OFFLINE = "You are offline.";
 
 const LABELS = {
   pending: "Waiting",
@@ -153,7 +155,7 @@ export class Card {
     const { queuePosition, etaSeconds, attempt } = task;
     if (task.status === "pending" && queuePosition !== null && queuePosition !== undefined) {
       facts.push(queuePosition <= 1 ? "Next in the queue" : `Number ${queuePosition} in the queue`);
-    }
+    } else if (task.status === "pending") facts.push("In the queue");
     if (typeof etaSeconds === "number") {
       const left = etaSeconds - (performance.now() - (this.receivedAt ?? 0)) / 1000;
       facts.push(spellRest(left));
@@ -195,11 +197,11 @@ export class Card {
     this.parts.pictureLink.hidden = true;
   }
 
-  /** @param {import("./longpoll.js").State} state */
+  /** @param {import("./pursuit.js").State} state */
   showState({ name, attempt }) {
     clearTimeout(this.recovering);
     if (name === "retrying") {
-      this.showConnection(navigator.onLine ? "Can't reach the server. Trying again…" : "You are offline.");
+      this.showConnection(navigator.onLine ? "Can't reach the server. Trying again…" : OFFLINE);
     } else if (attempt === 0) this.showConnection("");
     else this.recovering = setTimeout(() => this.showConnection(""), RECOVERED_MS);
   }

@@ -1,178 +1,173 @@
 // @ts-check
 /**
- * Who may poll: the desk shares the page's few connections among its unfinished tasks.
+ * What this page follows. However many tasks and tabs there are, one request is held for all of them.
  *
- * HTTP/1.1 gives a browser six connections to one host. A page uses at most four for polls, all tabs
- * together hold at most four, so that a submit or a picture never queues behind a hold. The newest
- * tasks are held; those that find no place are asked in rounds, one at a time, without a hold. A
- * transport that asks for all tasks in one request can replace this file: the cards know only `watch`
- * and `forget`.
+ * HTTP/1.1 gives a browser six connections to one host, for all its tabs together. So one tab leads: it
+ * asks for what all of them show, and tells them what it hears. The cards know only `watch` and `forget`.
  */
 
-import { ApiError, isPassing } from "./api.js";
-import { askStatus, backoff, finalError, follow, isFinished, sleep } from "./longpoll.js";
-import { takeSlot } from "./slots.js";
+import { randomId } from "./api.js";
+import { Leader } from "./leader.js";
+import { isFinished, listenToPage, PollError } from "./pursuit.js";
+import { Tabs } from "./tabs.js";
 
 /** @typedef {import("./api.js").Task} Task */
 /**
  * @typedef {object} Watcher
  * @property {(data: Task) => void} onUpdate
- * @property {(state: import("./longpoll.js").State) => void} onState
+ * @property {(state: import("./pursuit.js").State) => void} onState
  * @property {(data: Task) => void} onEnd
- * @property {(error: import("./longpoll.js").PollError) => void} onError following ended without a final state
+ * @property {(error: PollError) => void} onError following ended without a final state
  *
- * @typedef {object} Entry
- * @property {string} taskId
- * @property {string} createdAt
- * @property {number} version
- * @property {Watcher} watcher
- * @property {AbortController|null} holding while a poll is held
- * @property {Promise<void>} ended when the last held poll has given back its slot
- *
- * @typedef {{clientId: string, holdSeconds: number, clientTimeoutSeconds: number, budgetSeconds: number}} Settings
+ * @typedef {{taskId: string, createdAt: string, version: number, watcher: Watcher}} Entry
  */
 
-const POLLS_IN_FLIGHT = 4;
-const ROUND_MS = 1000;
-const ROUND_TIMEOUT_MS = 15000;
+/** A leader that is asked whether it is there answers within milliseconds, unless its tab is frozen. */
+const PATIENCE_SECONDS = 5;
 
 export class Desk {
-  /** @param {Settings} settings */
-  constructor(settings) {
+  /** @param {import("./leader.js").Settings & {patienceSeconds?: number}} settings */
+  constructor({ patienceSeconds = PATIENCE_SECONDS, ...settings }) {
+    this.patienceMs = patienceSeconds * 1000;
     this.settings = settings;
+    this.name = randomId();
     /** @type {Map<string, Entry>} */
     this.entries = new Map();
-    this.arranged = Promise.resolve();
-    this.going = false;
-    this.failures = 0;
+    /** @type {Leader|null} if this tab leads */
+    this.leader = null;
+    this.announcing = false;
+    /** @type {number|undefined} */
+    this.silence = undefined;
+    this.tabs = new Tabs({
+      hear: (message) => this.hear(message),
+      lead: () => this.lead(),
+      retire: () => this.retire(),
+    });
+    listenToPage(this);
   }
 
   /** Follow a task from the version already shown. @param {Task} task @param {Watcher} watcher */
-  watch(task, watcher) {
-    this.forget(task.taskId);
-    const { taskId, createdAt, version } = task;
-    const idle = { holding: null, ended: Promise.resolve() };
-    this.entries.set(taskId, { taskId, createdAt, version, watcher, ...idle });
-    this.arrange();
+  watch({ taskId, createdAt, version }, watcher) {
+    this.entries.set(taskId, { taskId, createdAt, version, watcher });
+    this.tabs.join();
+    this.announce();
   }
 
   /** Follow a task no longer. @param {string} taskId */
   forget(taskId) {
-    const entry = this.entries.get(taskId);
-    if (!entry) return;
-    this.entries.delete(taskId);
-    const ended = this.release(entry);
-    this.arranged = this.arranged.then(() => ended);
-    this.arrange();
+    if (this.entries.delete(taskId)) this.announce();
   }
 
-  /** Share the connections anew, one arrangement after the other. */
-  arrange() {
-    this.arranged = this.arranged.then(() => this.settle());
-    return this.arranged;
+  /** Say what this tab shows, once for all that changed in this turn. */
+  announce() {
+    if (this.announcing) return;
+    this.announcing = true;
+    queueMicrotask(() => {
+      this.announcing = false;
+      this.sayWants();
+    });
   }
 
-  /** Hold polls for the newest tasks, release the others into the rounds. */
-  async settle() {
-    const newestFirst = [...this.entries.values()].sort((a, b) => (a.createdAt < b.createdAt ? 1 : -1));
-    const crowded = newestFirst.length > POLLS_IN_FLIGHT;
-    const places = crowded ? POLLS_IN_FLIGHT - 1 : POLLS_IN_FLIGHT;
-    await Promise.all(newestFirst.slice(places).map((entry) => this.release(entry)));
-    const free = newestFirst.slice(0, places).filter(({ holding }) => !holding);
-    await Promise.all(free.map((entry) => this.hold(entry)));
-    this.goRounds();
+  sayWants() {
+    const tasks = [...this.entries.values()].map(({ taskId, createdAt, version }) => ({ taskId, createdAt, version }));
+    if (this.leader) this.leader.want(this.name, tasks);
+    else this.tabs.tell({ kind: "want", tab: this.name, tasks });
+    this.listenForSilence();
   }
 
-  /** End a task's held poll; resolves when its slot is given back. @param {Entry} entry */
-  release(entry) {
-    entry.holding?.abort();
-    entry.holding = null;
-    return entry.ended;
+  // Leading ---------------------------------------------------------------------------------------
+
+  lead() {
+    clearTimeout(this.silence);
+    this.leader = new Leader(this.settings, (message) => {
+      this.tabs.tell(message);
+      this.take(message);
+    });
+    this.tabs.tell({ kind: "who" });
+    this.sayWants();
   }
 
-  /** Hold a poll for a task, unless other tabs hold all there may be. @param {Entry} entry */
-  async hold(entry) {
-    const giveBack = await takeSlot().catch(() => () => {});
-    if (!giveBack) return;
-    if (this.entries.get(entry.taskId) !== entry) return giveBack();
-    entry.holding = new AbortController();
-    entry.ended = this.follow(entry, entry.holding).catch(reportError).finally(giveBack);
+  retire() {
+    this.leader?.stop();
+    this.leader = null;
+    this.sayWants();
   }
 
-  /** @param {Entry} entry @param {AbortController} holding */
-  async follow(entry, holding) {
-    const onUpdate = (/** @type {Task} */ data) => this.show(entry, data);
-    const { onState } = entry.watcher;
-    const { version } = entry;
-    try {
-      const options = { ...this.settings, version, onUpdate, onState, signal: holding.signal };
-      this.finish(entry, await follow(entry.taskId, options));
-    } catch (error) {
-      if (!holding.signal.aborted) this.fail(entry, error);
-    }
+  // Hearing ---------------------------------------------------------------------------------------
+
+  /** A message of another tab. @param {any} message */
+  hear(message) {
+    const { leader } = this;
+    if (message.kind === "who") this.sayWants();
+    else if (message.kind === "want") leader?.want(message.tab, message.tasks);
+    else if (message.kind === "wake") leader?.wake();
+    else if (message.kind === "check") leader && this.tabs.tell({ kind: "here" });
+    else this.take(message);
   }
 
-  /** Ask for the tasks that have no held poll, one after another, while there are any. */
-  async goRounds() {
-    if (this.going) return;
-    this.going = true;
-    for (let entry; (entry = this.nextWaiting()); ) {
-      const extra = document.visibilityState === "visible" ? await this.visit(entry) : 0;
-      await sleep(ROUND_MS + extra, new AbortController().signal);
-      await this.arrange();
-    }
-    this.going = false;
+  /** What the leader says, be it this tab or another one. @param {any} message */
+  take(message) {
+    this.listenForSilence();
+    if (message.kind === "news") this.show(message.data, message.reset);
+    if (message.kind === "failed") this.fail(message.taskId, message.error);
+    if (message.kind === "state") for (const { watcher } of this.entries.values()) watcher.onState(message.state);
   }
 
-  /** The waiting task that was not asked for longest. */
-  nextWaiting() {
-    const entry = [...this.entries.values()].find(({ holding }) => !holding);
-    if (!entry) return null;
-    this.entries.delete(entry.taskId);
-    this.entries.set(entry.taskId, entry);
-    return entry;
-  }
-
-  /** @param {Entry} entry @returns {Promise<number>} milliseconds to wait longer before the next */
-  async visit(entry) {
-    const { taskId, version } = entry;
-    const { clientId } = this.settings;
-    const signal = AbortSignal.timeout(ROUND_TIMEOUT_MS);
-    try {
-      const reply = await askStatus(taskId, { version, wait: 0, clientId, signal });
-      this.failures = 0;
-      this.take(entry, reply);
-      return reply.poll.retryAfterMs ?? 0;
-    } catch (error) {
-      if (!isPassing(error)) this.fail(entry, finalError(error));
-      const asked = error instanceof ApiError ? error.retryAfterMs : 0;
-      return Math.max(asked, backoff(this.failures++));
-    }
-  }
-
-  /** @param {Entry} entry @param {import("./longpoll.js").Reply} reply */
-  take(entry, { data, poll }) {
-    if (data.version > entry.version || poll.reason === "reset") this.show(entry, data);
-    if (isFinished(data)) this.finish(entry, data);
-  }
-
-  /** @param {Entry} entry @param {Task} data */
-  show(entry, data) {
+  /** @param {Task} data @param {boolean} reset the server's versions have begun anew */
+  show(data, reset) {
+    const entry = this.entries.get(data.taskId);
+    if (!entry || data.version === entry.version || (data.version < entry.version && !reset)) return;
     entry.version = data.version;
-    if (this.entries.get(entry.taskId) === entry) entry.watcher.onUpdate(data);
-  }
-
-  /** @param {Entry} entry @param {Task} data */
-  finish(entry, data) {
-    if (this.entries.get(entry.taskId) !== entry) return;
-    this.forget(entry.taskId);
+    if (!isFinished(data)) return entry.watcher.onUpdate(data);
+    this.entries.delete(data.taskId);
     entry.watcher.onEnd(data);
   }
 
-  /** @param {Entry} entry @param {any} error */
-  fail(entry, error) {
-    if (this.entries.get(entry.taskId) !== entry) return;
-    this.forget(entry.taskId);
-    entry.watcher.onError(error);
+  /** @param {string} taskId @param {{code: string, status: number, message: string}} error */
+  fail(taskId, { code, status, message }) {
+    const entry = this.entries.get(taskId);
+    if (!entry) return;
+    this.entries.delete(taskId);
+    entry.watcher.onError(new PollError(code, status, message));
+  }
+
+  // A leader that says nothing --------------------------------------------------------------------
+
+  /** It has something to say at least once in a hold. */
+  listenForSilence() {
+    clearTimeout(this.silence);
+    if (this.leader || !this.entries.size) return;
+    this.silence = setTimeout(() => this.check(), this.settings.clientTimeoutSeconds * 1000);
+  }
+
+  /** Make sure that the leader is there; the browser may have frozen its tab. */
+  check() {
+    clearTimeout(this.silence);
+    if (this.leader || !this.entries.size) return;
+    this.tabs.tell({ kind: "check" });
+    this.silence = setTimeout(() => this.tabs.usurp(), this.patienceMs);
+  }
+
+  // Leaving and coming back -----------------------------------------------------------------------
+
+  /** Somebody looks at this tab, or the network is back. */
+  wake() {
+    if (this.leader) return this.leader.wake();
+    this.tabs.tell({ kind: "wake" });
+    this.check();
+  }
+
+  /** The page goes, perhaps into the back/forward cache. */
+  leave() {
+    clearTimeout(this.silence);
+    this.tabs.tell({ kind: "want", tab: this.name, tasks: [] });
+    this.leader?.stop();
+    this.leader = null;
+    this.tabs.leave();
+  }
+
+  comeBack() {
+    if (this.entries.size) this.tabs.join();
+    this.announce();
   }
 }

@@ -1,15 +1,15 @@
 // @ts-check
 /** The cards of a page, joined to the desk that follows their tasks. */
 
-import { ApiError, cancelTask, goToLogin, randomId } from "./api.js";
-import { Card } from "./cards.js";
+import { ApiError, cancelTask, goToLogin } from "./api.js";
+import { Card, OFFLINE } from "./cards.js";
 import { Desk } from "./desk.js";
-import { isFinished } from "./longpoll.js";
+import { isFinished } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
 
 const GONE = {
-  task_not_found: "This picture was not found.",
+  task_not_found: "This picture is no longer there.",
   task_deleted: "This picture was deleted.",
 };
 
@@ -17,7 +17,6 @@ const GONE = {
 export function openDesk() {
   const { holdSeconds, clientTimeoutSeconds, budgetSeconds } = document.body.dataset;
   return new Desk({
-    clientId: randomId(),
     holdSeconds: Number(holdSeconds),
     clientTimeoutSeconds: Number(clientTimeoutSeconds),
     budgetSeconds: Number(budgetSeconds),
@@ -37,6 +36,9 @@ export class Gallery {
     /** @type {Map<string, Card>} */
     this.cards = new Map();
     setInterval(() => this.tick(), 1000);
+    // A held request doesn't notice that it is cut off; the person may know already.
+    window.addEventListener("offline", () => this.unfinished.forEach((card) => card.showConnection(OFFLINE)));
+    window.addEventListener("online", () => this.unfinished.forEach((card) => card.showConnection("")));
   }
 
   /** Show a task and follow it to its end. @param {Task} task @param {"first"|"last"} [place] */
@@ -81,7 +83,7 @@ export class Gallery {
     this.watch(card);
   }
 
-  /** @param {Card} card @param {import("./longpoll.js").PollError} error */
+  /** @param {Card} card @param {import("./pursuit.js").PollError} error */
   takeError(card, { code, message }) {
     if (code === "not_signed_in") goToLogin();
     else if (code in GONE) card.showGone(GONE[code]);
@@ -103,7 +105,12 @@ export class Gallery {
     }
   }
 
+  /** The cards of what is still being made. */
+  get unfinished() {
+    return [...this.cards.values()].filter((card) => !isFinished(this.taskOf(card)));
+  }
+
   tick() {
-    for (const card of this.cards.values()) if (!isFinished(this.taskOf(card))) card.tick();
+    this.unfinished.forEach((card) => card.tick());
   }
 }

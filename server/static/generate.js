@@ -35,7 +35,8 @@ async function submit(wish) {
   composer.setBusy(true);
   composer.showProblem("");
   try {
-    showCreated(submission, await submission.send());
+    // With nothing before it, it begins at once: its first state is worth the moment, and a request less.
+    showCreated(submission, await submission.send(gallery.unfinished.length === 0));
     unanswered = null;
   } catch (error) {
     takeError(error);

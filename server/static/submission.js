@@ -2,7 +2,7 @@
 /** Sending a new task so that one intention never makes two. */
 
 import { ApiError, createTask, isPassing, randomId } from "./api.js";
-import { backoff, sleep } from "./longpoll.js";
+import { backoff, sleep } from "./pursuit.js";
 
 const TRIES = 4;
 
@@ -25,11 +25,14 @@ export class Submission {
     return other !== null && this.type === other.type && sameEntries(this.form, other.form);
   }
 
-  /** Send, and send again while that may help; the key makes repeats harmless. */
-  async send() {
+  /**
+   * Send, and send again while that may help; the key makes repeats harmless.
+   * @param {boolean} patient whether the answer may wait a second for the work to begin
+   */
+  async send(patient) {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await createTask(this.type, this.form, this.key);
+        return await createTask(this.type, this.form, this.key, patient);
       } catch (error) {
         const asked = error instanceof ApiError ? error.retryAfterMs : 0;
         const patience = asked <= 10000 && attempt < TRIES - 1;

@@ -31,6 +31,8 @@ from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavai
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
+# A database that says nothing must not keep a process that stops.
+_LAST_STATEMENTS_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 2.0
 _DOUBLINGS = 6  # enough for the longest pause; without a bound, half an hour of failures is more than a float can hold
 
@@ -157,6 +159,16 @@ class Database:
         """How many statements are running or waiting for a connection."""
         return len(self._running)
 
+    @property
+    def pool_size(self) -> int:
+        """How many connections there may be."""
+        return self._pool_size
+
+    @property
+    def connections(self) -> int:
+        """How many connections are open, besides those of their own such as the listener's."""
+        return self._pool.size if self._pool is not None else 0
+
     async def open(self) -> None:
         """Connect once, so that a wrong DSN is noticed now.
 
@@ -169,9 +181,9 @@ class Database:
             )
 
     async def close(self) -> None:
-        """Let running statements end, at most for the time-out, and close every connection."""
+        """Let running statements end, if they soon do, and close every connection."""
         if self._running:
-            await asyncio.wait(self._running, timeout=self._timeout)
+            await asyncio.wait(self._running, timeout=min(self._timeout, _LAST_STATEMENTS_SECONDS))
         if self._pool is not None:
             self._pool.terminate()
             await self._pool.wait_closed()

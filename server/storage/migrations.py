@@ -93,14 +93,16 @@ async def pending(dsn: str) -> list[str]:
     """Return the names of the migrations that this version needs and the database hasn't.
 
     Raises:
+        MigrationError: one that was applied has been edited, or isn't known to this version.
         StorageError: the role may not read what has been applied; only the one that migrates may.
         DatabaseUnavailable: nobody answers.
     """
     async with connected(dsn, _PATIENCE_SECONDS) as connection:
         [(begun,)] = await _run(connection, "SELECT to_regclass('longpoll.migrations') IS NOT NULL")
-        rows = await _run(connection, "SELECT name FROM longpoll.migrations") if begun else []
-    applied = {name for (name,) in rows}
-    return [migration.name for migration in read_migrations() if migration.name not in applied]
+        rows = await _run(connection, "SELECT name, checksum FROM longpoll.migrations ORDER BY name") if begun else []
+    wanted, applied = read_migrations(), dict(rows)
+    _check(wanted, applied)
+    return [migration.name for migration in wanted if migration.name not in applied]
 
 
 def _check(wanted: list[Migration], applied: dict[str, str]) -> None:

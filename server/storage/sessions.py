@@ -119,6 +119,18 @@ class Sessions:
         """End a token; returns whether the user had it."""
         return bool(await self._database.fetch("revoke_token", _TokenId, id=token_id, user_id=user.user_id))
 
+    @staticmethod
+    def key_of(secret: str) -> str:
+        """Return what may be kept to ask for the same secret again: its hash."""
+        return _digest(secret).hex()
+
+    def recall(self, key: str) -> User | None:
+        """Return the user behind a secret's hash if that can be told from memory alone, and now."""
+        known = self._known.get(key)
+        if known is None or not self._is_trusted(known) or known.expires_at <= time.time():
+            return None
+        return known.user
+
     async def find(self, secret: str) -> User | None:
         """Return the user behind a session's or token's secret, or None if it is unknown, expired or revoked.
 

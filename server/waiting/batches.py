@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from server.waiting.board import Board, Snapshot, Watched
+from server.waiting.board import Board
 from server.waiting.waiters import Reason, Waiters
+from server.waiting.watched import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 
@@ -21,22 +22,30 @@ GATHER_SECONDS: Final = (0.020, 0.050)
 
 @dataclass(frozen=True, slots=True)
 class BatchQuestion:
-    """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ."""
+    """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ.
+
+    `gather`: mere progress is told no sooner than so many seconds after the poll began.
+    """
 
     versions: Mapping[str, int]
     user_id: str
     seconds: float = 0.0
     client: str | None = None
+    gather: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer(Generic[S]):
-    """Those that differ from what the client has seen, the ids of those that don't, and of those it doesn't have."""
+    """Those that differ from what the client has seen, the ids of those that don't, and of those it doesn't have.
+
+    `prompt`: those of the changed that nothing was gathered before; the others may have waited on purpose.
+    """
 
     changed: Sequence[S]
     unchanged: Sequence[str]
     not_found: Sequence[str]
     reason: Reason
+    prompt: Sequence[S] = ()
     held_seconds: float = 0.0
     finished: bool = False
 
@@ -66,6 +75,7 @@ class BatchPolling(Generic[S]):
         Raises:
             StorageError: a task can't be read, and this process knows nothing of it.
         """
+        arrival = self._waiters.arrive()
         with contextlib.ExitStack() as stack:
             tasks = [stack.enter_context(self._board.watch(task_id)) for task_id in question.versions]
             await self._board.refresh(tasks)
@@ -73,37 +83,48 @@ class BatchPolling(Generic[S]):
             if ahead:
                 # Another server may have told of versions whose notifications haven't reached us yet.
                 await self._board.refresh(ahead, anew=True)
-            reason = self._reason_not_to_wait(question, tasks)
+            reason = self._reason_not_to_wait(question, tasks, arrival)
             if reason is not None:
                 return _answer(question, tasks, reason)
-            return await self._wait(question, tasks)
+            return await self._wait(question, tasks, arrival)
 
-    def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> Reason | None:
+    def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> Reason | None:
         if any(_is_ahead(question, each) for each in tasks):
             return Reason.RESET
-        if _is_news(question, tasks) or question.seconds <= 0:
+        if _is_urgent(question, tasks) or question.seconds <= 0:
+            return Reason.IMMEDIATE
+        if _is_news(question, tasks) and not question.gather:
             return Reason.IMMEDIATE
         if all(each.snapshot is not None and each.snapshot.terminal for each in tasks):
             return Reason.IMMEDIATE
-        if self._waiters.draining:
-            return Reason.DRAIN
-        return Reason.DEGRADED if self._waiters.full else None
+        return self._waiters.reason_not_to_hold(_client(question), arrival)
 
-    async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> BatchAnswer[S]:
+    async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> BatchAnswer[S]:
         started = self._clock()
-        client = (question.user_id, "", question.client) if question.client else None
         seconds = question.seconds - self._chance() * min(self._jitter_seconds, question.seconds / 10)
-        with self._waiters.hold(question.user_id, client, seconds) as hold:
+        with self._waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
             while not _is_news(question, tasks):
                 with _following(tasks) as event:
                     await event.wait()
-            shortest, longest = GATHER_SECONDS
-            await asyncio.sleep(shortest + self._chance() * (longest - shortest))
+            await self._gather(question, tasks, started + question.gather)
         held = self._clock() - started
         reason = Reason.CHANGE if _is_news(question, tasks) else hold.reason or Reason.TIMEOUT
         if any(_is_ahead(question, each) for each in tasks):
             reason = Reason.RESET
         return _answer(question, tasks, reason, held)
+
+    async def _gather(self, question: BatchQuestion, tasks: Sequence[Watched[S]], until: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(until - self._clock()):
+                while not _is_urgent(question, tasks):
+                    with _following(tasks) as event:
+                        await event.wait()
+        shortest, longest = GATHER_SECONDS
+        await asyncio.sleep(shortest + self._chance() * (longest - shortest))
+
+
+def _client(question: BatchQuestion) -> tuple[str, str, str] | None:
+    return (question.user_id, "", question.client) if question.client else None
 
 
 @contextlib.contextmanager
@@ -135,16 +156,30 @@ def _is_news(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
     )
 
 
+def _is_urgent(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
+    """Whether there is news that isn't mere progress."""
+    return any(_is_more_than_progress(question, each) for each in tasks)
+
+
+def _is_more_than_progress(question: BatchQuestion, watched: Watched[S]) -> bool:
+    """Whether a task has another status, as far as we know, or is no more."""
+    own, seen = _own(question, watched), question.versions[watched.task_id]
+    return own is None or (own.version != seen and not watched.status_since <= seen < own.version)
+
+
 def _answer(
     question: BatchQuestion, tasks: Sequence[Watched[S]], reason: Reason, held_seconds: float = 0.0
 ) -> BatchAnswer[S]:
     owned = [(each.task_id, _own(question, each)) for each in tasks]
     found = [own for _, own in owned if own is not None]
+    changed = [own for own in found if own.version != question.versions[own.task_id]]
+    urgent = {each.task_id for each in tasks if _is_more_than_progress(question, each)}
     return BatchAnswer(
-        changed=[own for own in found if own.version != question.versions[own.task_id]],
+        changed=changed,
         unchanged=[own.task_id for own in found if own.version == question.versions[own.task_id]],
         not_found=[task_id for task_id, own in owned if own is None],
         reason=reason,
+        prompt=[own for own in changed if own.task_id in urgent] if question.gather else changed,
         held_seconds=held_seconds,
         finished=all(own.terminal for own in found),
     )

@@ -15,11 +15,12 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
+from server.waiting.watched import SLICE, Snapshot, Watched
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
@@ -27,93 +28,27 @@ _PATIENCE_SECONDS: Final = 0.5  # for reading anew what is known, while the list
 _LONGEST_VERSION: Final = 19  # digits of a bigint
 
 
-class Snapshot(Protocol):
-    """What the board must know of a task's state; the rest is its reader's."""
-
-    @property
-    def task_id(self) -> str:
-        """The name clients use."""
-
-    @property
-    def user_id(self) -> str:
-        """The owner."""
-
-    @property
-    def version(self) -> int:
-        """Grows with every visible change."""
-
-    @property
-    def status(self) -> str:
-        """For those who wait for nothing less than a new status."""
-
-    @property
-    def terminal(self) -> bool:
-        """Whether this state is final."""
-
-
 S = TypeVar("S", bound=Snapshot)
-
-
-class Watched(Generic[S]):
-    """One task that is watched, or was lately."""
-
-    __slots__ = ("_event", "_followers", "doubts", "known", "settled", "snapshot", "task_id", "watchers")
-
-    def __init__(self, task_id: str) -> None:
-        """Begin with knowing nothing."""
-        self.task_id = task_id
-        self.snapshot: S | None = None
-        self.known = False
-        self.doubts = 1
-        self.settled = 0
-        self.watchers = 0
-        self._event: asyncio.Event | None = None
-        self._followers: set[asyncio.Event] | None = None
-
-    @property
-    def stale(self) -> bool:
-        """Whether anything was heard of the task since the read began that told what we know."""
-        return self.settled < self.doubts
-
-    @property
-    def event(self) -> asyncio.Event:
-        """The Event of the next change. Take it before comparing, wait on it after."""
-        if self._event is None:
-            self._event = asyncio.Event()
-        return self._event
-
-    def release(self) -> None:
-        """Wake everybody who waits for a change: the Event is taken out and set, never cleared."""
-        event, self._event = self._event, None
-        if event is not None:
-            event.set()
-        for follower in self._followers or ():
-            follower.set()
-
-    def follow(self, event: asyncio.Event) -> None:
-        """Have an Event set at every change: that of somebody who waits for many tasks at once."""
-        if self._followers is None:
-            self._followers = set()
-        self._followers.add(event)
-
-    def unfollow(self, event: asyncio.Event) -> None:
-        """Set that Event no more."""
-        if self._followers is not None:
-            self._followers.discard(event)
-            if not self._followers:
-                self._followers = None
 
 
 class _Batch(Generic[S]):
     """Tasks that will be read together, and how that went."""
 
-    __slots__ = ("done", "error", "repairing", "tasks")
+    __slots__ = ("done", "doubts", "error", "found", "repairing", "tasks")
 
     def __init__(self) -> None:
         self.tasks: dict[str, Watched[S]] = {}
         self.repairing: set[str] = set()
+        self.doubts: dict[str, int] = {}
+        self.found: dict[str, S] = {}
         self.done = asyncio.Event()
         self.error: StorageError | None = None
+
+    def fail(self, error: StorageError) -> None:
+        """Tell those who wait for it that it won't come, unless it has."""
+        if not self.done.is_set():
+            self.error = error
+            self.done.set()
 
 
 class Board(Generic[S]):
@@ -145,6 +80,7 @@ class Board(Generic[S]):
         self._tasks: dict[str, Watched[S]] = {}
         self._idle: dict[str, float] = {}
         self._batches: deque[_Batch[S]] = deque()
+        self._told: asyncio.Queue[_Batch[S]] = asyncio.Queue(1)
         self._wanted = asyncio.Event()
         self._relisten = asyncio.Event()
         self._stopped = False
@@ -159,24 +95,34 @@ class Board(Generic[S]):
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_for_ever(), name="board reads")
+                group.create_task(self._tell_for_ever(), name="board tells")
                 group.create_task(self._sweep_for_ever(), name="board sweep")
         finally:
             self._stop()
 
     @contextlib.contextmanager
     def watch(self, task_id: str) -> Iterator[Watched[S]]:
+        """Watch a task while the block runs, as `enter` and `leave` do."""
+        watched = self.enter(task_id)
+        try:
+            yield watched
+        finally:
+            self.leave(watched)
+
+    def enter(self, task_id: str) -> Watched[S]:
         """Watch a task; what is known of it is kept up to date until the last watcher leaves, and a while longer."""
         watched = self._tasks.get(task_id)
         if watched is None:
             watched = self._tasks[task_id] = Watched(task_id)
         watched.watchers += 1
         self._idle.pop(task_id, None)
-        try:
-            yield watched
-        finally:
-            watched.watchers -= 1
-            if not watched.watchers:
-                self._retire(watched)
+        return watched
+
+    def leave(self, watched: Watched[S]) -> None:
+        """Watch it no longer. Once for each `enter`."""
+        watched.watchers -= 1
+        if not watched.watchers:
+            self._retire(watched)
 
     async def current(self, watched: Watched[S], *, anew: bool = False) -> S | None:
         """Return the task's state as of this call or later, or None if there is no such task: no query if it is fresh.
@@ -189,6 +135,11 @@ class Board(Generic[S]):
         """
         await self.refresh([watched], anew=anew)
         return watched.snapshot
+
+    def recall(self, task_id: str) -> Watched[S] | None:
+        """Return what is known of a task if that is fresh: somebody has watched it lately, and nothing is in doubt."""
+        watched = self._tasks.get(task_id)
+        return watched if watched is not None and not self._stopped and self._is_fresh(watched) else None
 
     async def refresh(self, tasks: Sequence[Watched[S]], *, anew: bool = False) -> None:
         """Bring what is known of these up to this moment, as `current` does for one; they share their reads."""
@@ -274,6 +225,7 @@ class Board(Generic[S]):
             batch = self._batches.popleft()
             if await self._read_batch(batch):
                 failures = 0
+                await self._pass_on(batch)  # the next read needn't wait until all have been told
                 continue
             await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
             failures += 1
@@ -282,32 +234,49 @@ class Board(Generic[S]):
                     self._enqueue(watched, repairing=watched.task_id in batch.repairing)
 
     async def _read_batch(self, batch: _Batch[S]) -> bool:
-        doubts = {task_id: watched.doubts for task_id, watched in batch.tasks.items()}  # those that this read settles
+        batch.doubts = {task_id: watched.doubts for task_id, watched in batch.tasks.items()}  # which this read settles
         self._metrics.board_reads.inc()
         try:
-            found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
-            for task_id, watched in batch.tasks.items():
-                watched.settled = doubts[task_id]
-                self._apply(watched, found.get(task_id), repairing=task_id in batch.repairing)
+            batch.found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
         except BaseException as error:
-            batch.error = error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}")
+            batch.fail(error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}"))
             logs.log.warning(logs.READ_FAILED, tasks=len(batch.tasks), error=str(error))
             if batch.error is not error:
                 raise
-        finally:
-            batch.done.set()
         return batch.error is None
+
+    async def _pass_on(self, batch: _Batch[S]) -> None:
+        try:
+            await self._told.put(batch)
+        except asyncio.CancelledError:
+            batch.fail(_stopped())
+            raise
+
+    async def _tell_for_ever(self) -> None:
+        while True:
+            batch = await self._told.get()
+            try:
+                for number, (task_id, watched) in enumerate(batch.tasks.items(), 1):
+                    watched.settled = batch.doubts[task_id]
+                    self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
+                    if not number % SLICE:
+                        await asyncio.sleep(0)  # somebody else's turn, and the next read's
+                batch.done.set()
+            finally:
+                batch.fail(_stopped())  # unless it is done
 
     def _stop(self) -> None:
         self._stopped = True
+        while not self._told.empty():
+            self._told.get_nowait().fail(_stopped())
         while self._batches:
-            batch = self._batches.popleft()
-            batch.error = _stopped()
-            batch.done.set()
+            self._batches.popleft().fail(_stopped())
 
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
         watched.snapshot, watched.known = snapshot, True
+        if snapshot and not (before and before.status == snapshot.status and before.version <= snapshot.version):
+            watched.status_since = snapshot.version
         if not was_known or _state(before) == _state(snapshot):
             return
         if repairing and watched.watchers:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from server.waiting.board import Board, Snapshot, Watched
-from server.waiting.waiters import Reason, Waiters
+from server.waiting.board import Board
+from server.waiting.waiters import Hold, Reason, Waiters
+from server.waiting.watched import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 
@@ -23,7 +24,7 @@ class Until(StrEnum):
     TERMINAL = "terminal"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would triple what making one costs, and each poll makes one
 class Question:
     """What a client asks: the task, the version it has seen (None: whatever holds on arrival), how long it waits."""
 
@@ -34,8 +35,12 @@ class Question:
     until: Until = Until.CHANGE
     client: str | None = None
 
+    def about(self, version: int) -> Question:
+        """Return the same question by somebody who has seen this version."""
+        return Question(self.task_id, self.user_id, version, self.seconds, self.until, self.client)
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Answer(Generic[S]):
     """The state that ends a poll, and why it ended. Snapshot None: there is no such task for this user.
 
@@ -62,11 +67,11 @@ class Polling(Generic[S]):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Join the board and the waiters. A hold ends up to `jitter_seconds` early, so that clients spread out."""
-        self._board = board
-        self._waiters = waiters
+        self.board = board
+        self.waiters = waiters
         self._jitter_seconds = jitter_seconds
         self._chance = chance
-        self._clock = clock
+        self.clock = clock
 
     async def answer(self, question: Question) -> Answer[S]:
         """Return as soon as the task differs from what the client has seen, and at the latest when its hold ends.
@@ -74,48 +79,140 @@ class Polling(Generic[S]):
         Raises:
             StorageError: the task can't be read, and this process knows nothing of it.
         """
-        with self._board.watch(question.task_id) as watched:  # before anything is read
-            snapshot = await self._board.current(watched)
-            if snapshot is not None and question.version is not None and question.version > snapshot.version:
-                # Another server may have told of a version whose notification hasn't reached us yet.
-                snapshot = await self._board.current(watched, anew=True)
-            if snapshot is None or snapshot.user_id != question.user_id:
-                return Answer(None, Reason.IMMEDIATE)
-            reason = self._reason_not_to_wait(question, snapshot)
-            if reason is not None:
-                changed = question.version is not None and snapshot.version != question.version
-                return Answer(snapshot, reason, changed)
-            return await self._wait(question, watched, snapshot)
+        with self.board.watch(question.task_id) as watched:  # before anything is read
+            arrival = self.waiters.arrive()
+            found = await self._look(question, watched, arrival)
+            return found if isinstance(found, Answer) else await self._wait(question, watched, found, arrival)
 
-    def _reason_not_to_wait(self, question: Question, snapshot: S) -> Reason | None:
+    async def answer_or_park(self, question: Question, tell: Callable[[Answer[S]], None]) -> Answer[S] | ParkedPoll[S]:
+        """Return the answer if there is one now; else a poll that waits without this task, and calls `tell` once.
+
+        Raises:
+            StorageError: the task can't be read, and this process knows nothing of it.
+        """
+        with self.board.watch(question.task_id) as watched:  # before anything is read
+            arrival = self.waiters.arrive()
+            found = await self._look(question, watched, arrival)
+            if isinstance(found, Answer):
+                return found
+            # Nothing is awaited between the look and the parking: no change can come between the two.
+            return ParkedPoll(self, question, watched, found, arrival, tell)
+
+    def park_at_once(self, question: Question, tell: Callable[[Answer[S]], None]) -> ParkedPoll[S] | None:
+        """Park a poll for which there is surely nothing new; None if that takes a read, or there is an answer now."""
+        watched = self.board.recall(question.task_id)
+        seen = watched.snapshot if watched is not None else None
+        if watched is None or seen is None or seen.user_id != question.user_id:
+            return None
+        arrival = self.waiters.arrive()
+        if self._reason_not_to_wait(question, seen, arrival) is not None:
+            return None
+        return ParkedPoll(self, question, watched, seen, arrival, tell)
+
+    async def _look(self, question: Question, watched: Watched[S], arrival: int) -> Answer[S] | S:
+        """Return the answer, or the state that the client must wait to see changed."""
+        snapshot = await self.board.current(watched)
+        if snapshot is not None and question.version is not None and question.version > snapshot.version:
+            # Another server may have told of a version whose notification hasn't reached us yet.
+            snapshot = await self.board.current(watched, anew=True)
+        if snapshot is None or snapshot.user_id != question.user_id:
+            return Answer(None, Reason.IMMEDIATE)
+        reason = self._reason_not_to_wait(question, snapshot, arrival)
+        if reason is None:
+            return snapshot
+        return Answer(snapshot, reason, question.version is not None and snapshot.version != question.version)
+
+    def _reason_not_to_wait(self, question: Question, snapshot: S, arrival: int) -> Reason | None:
         if question.version is not None and question.version > snapshot.version:
             return Reason.RESET
         if snapshot.terminal or question.seconds <= 0 or question.version not in (None, snapshot.version):
             return Reason.IMMEDIATE
-        if self._waiters.draining:
-            return Reason.DRAIN
-        if self._waiters.full:
-            return Reason.DEGRADED
-        return None
+        return self.waiters.reason_not_to_hold(_client(question), arrival)
 
-    async def _wait(self, question: Question, watched: Watched[S], seen: S) -> Answer[S]:
-        started = self._clock()
-        client = (question.user_id, question.task_id, question.client) if question.client else None
-        with self._waiters.hold(question.user_id, client, self._jittered(question.seconds)) as hold:
+    async def _wait(self, question: Question, watched: Watched[S], seen: S, arrival: int) -> Answer[S]:
+        started = self.clock()
+        seconds = self.jittered(question.seconds)
+        with self.waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
             while not _is_enough(question.until, seen, watched.snapshot):
                 await watched.event.wait()
-        held = self._clock() - started
-        latest = watched.snapshot
-        if latest is None or latest.user_id != seen.user_id:
-            return Answer(None, Reason.CHANGE, changed=True, held_seconds=held, deleted=True)
-        changed = latest.version != seen.version
-        if latest.version < seen.version:
-            return Answer(latest, Reason.RESET, changed, held)
-        enough = _is_enough(question.until, seen, latest)
-        return Answer(latest, Reason.CHANGE if enough else hold.reason or Reason.TIMEOUT, changed, held)
+        return _conclude(question.until, seen, watched.snapshot, hold.reason, self.clock() - started)
 
-    def _jittered(self, seconds: float) -> float:
+    def jittered(self, seconds: float) -> float:
+        """Return a bit less than that, at random."""
         return seconds - self._chance() * min(self._jitter_seconds, seconds / 10)
+
+
+class ParkedPoll(Hold, Generic[S]):
+    """A poll that waits without a task: whoever has news for it calls it, and it calls `tell` with its answer, once.
+
+    What a coroutine keeps in its frame stands in these few slots, and a wake costs a function call.
+    """
+
+    __slots__ = ("_polling", "_seen", "_started", "_tell", "_until", "_watched")
+
+    def __init__(
+        self,
+        polling: Polling[S],
+        question: Question,
+        watched: Watched[S],
+        seen: S,
+        arrival: int,
+        tell: Callable[[Answer[S]], None],
+    ) -> None:
+        """Begin to wait; `seen` is what the watched task is now."""
+        super().__init__(question.user_id, _client(question), polling.jittered(question.seconds), arrival)
+        self._polling = polling
+        self._until = question.until
+        self._seen = seen
+        self._tell: Callable[[Answer[S]], None] | None = tell
+        self._started = polling.clock()
+        self._watched = polling.board.enter(watched.task_id)
+        watched.follow(self)
+        polling.waiters.join(self)
+
+    def set(self) -> None:
+        """Look at the task, which has changed."""
+        if self._tell is not None and _is_enough(self._until, self._seen, self._watched.snapshot):
+            self._finish()
+
+    def end(self, reason: Reason) -> None:
+        """Answer now, with this reason unless the task has changed."""
+        if self._tell is not None:
+            self.reason = reason
+            self._finish()
+
+    def abandon(self) -> float:
+        """Wait no longer, and tell nobody: the client has gone. Returns for how many seconds it was held."""
+        if self._tell is not None:
+            self._leave()
+        return self._polling.clock() - self._started
+
+    def _finish(self) -> None:
+        tell, latest = self._tell, self._watched.snapshot
+        assert tell is not None, "told once"
+        self._leave()
+        tell(_conclude(self._until, self._seen, latest, self.reason, self._polling.clock() - self._started))
+
+    def _leave(self) -> None:
+        self._tell = None
+        self._polling.waiters.leave(self)
+        self._watched.unfollow(self)
+        self._polling.board.leave(self._watched)
+
+
+def _client(question: Question) -> tuple[str, str, str] | None:
+    return (question.user_id, question.task_id, question.client) if question.client else None
+
+
+def _conclude(until: Until, seen: S, latest: S | None, ended: Reason | None, held: float) -> Answer[S]:
+    """Return the answer to a poll that has waited: what was seen then, what is known now, who ended it if anybody."""
+    if latest is None or latest.user_id != seen.user_id:
+        return Answer(None, Reason.CHANGE, changed=True, held_seconds=held, deleted=True)
+    changed = latest.version != seen.version
+    if latest.version < seen.version:
+        return Answer(latest, Reason.RESET, changed, held)
+    enough = _is_enough(until, seen, latest)
+    return Answer(latest, Reason.CHANGE if enough else ended or Reason.TIMEOUT, changed, held)
 
 
 def _is_enough(until: Until, seen: Snapshot, latest: Snapshot | None) -> bool:

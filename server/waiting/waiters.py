@@ -7,7 +7,9 @@ the user holds too many.
 
 from __future__ import annotations
 
+import abc
 import asyncio
+import itertools
 import random
 from collections.abc import Callable
 from enum import StrEnum
@@ -29,48 +31,65 @@ class Reason(StrEnum):
     SUPERSEDED = "superseded"
 
 
-class Hold:
-    """One poll that waits, in the task that runs its handler. A context manager around the waiting.
+class Hold(abc.ABC):
+    """One poll that waits: whose it is, for how long at most, and why it ended, if somebody has ended it."""
 
-    Works as `asyncio.timeout` does: `end` cancels the task, and leaving the block takes the cancellation back. What
-    differs is that it can be ended for any reason, by anybody, and that all deadlines share one timer.
-    """
+    __slots__ = ("arrival", "client", "reason", "seconds", "slot", "user")
 
-    __slots__ = ("_cancelling", "_slot", "_task", "_waiters", "client", "reason", "seconds", "user")
-
-    def __init__(self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float) -> None:
-        """Take note; entering the block begins the hold."""
-        self._waiters = waiters
-        self._task: asyncio.Task[object] | None = None
-        self._cancelling = 0
-        self._slot = 0
+    def __init__(self, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int) -> None:
+        """`client`: user, task and page that polls, if the page has a name. `arrival`: its number among all polls."""
+        self.arrival = arrival
         self.user = user
         self.client = client
         self.seconds = seconds
         self.reason: Reason | None = None
+        self.slot = 0
 
+    @abc.abstractmethod
     def end(self, reason: Reason) -> None:
         """End the hold, unless it has ended."""
-        if self.reason is None and self._task is not None:
-            self.reason = reason
-            self._task.cancel()
 
     def expire(self) -> None:
         """End the hold because its time is over."""
         self.end(Reason.TIMEOUT)
 
+
+class TaskHold(Hold):
+    """A poll that waits in the task that runs its handler. A context manager around the waiting.
+
+    Works as `asyncio.timeout` does: `end` cancels the task, and leaving the block takes the cancellation back. What
+    differs is that it can be ended for any reason, by anybody, and that all deadlines share one timer.
+    """
+
+    __slots__ = ("_cancelling", "_task", "_waiters")
+
+    def __init__(
+        self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int
+    ) -> None:
+        """Take note; entering the block begins the hold."""
+        super().__init__(user, client, seconds, arrival)
+        self._waiters = waiters
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+
+    def end(self, reason: Reason) -> None:
+        """Cancel the task that waits, unless the hold has ended."""
+        if self.reason is None and self._task is not None:
+            self.reason = reason
+            self._task.cancel()
+
     def __enter__(self) -> Self:
         self._task = asyncio.current_task()
         assert self._task is not None, "a hold lives in a task"
         self._cancelling = self._task.cancelling()
-        self._slot = self._waiters.join(self)
+        self._waiters.join(self)
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
-        self._waiters.leave(self, self._slot)
+        self._waiters.leave(self)
         if self.reason is None or task is None:
             return False
         # Ours is taken back; if somebody else has canceled the task too (the client left), that goes on.
@@ -90,6 +109,7 @@ class Waiters:
         self._by_user: dict[str, dict[Hold, None]] = {}
         self._by_client: dict[tuple[str, str, str], Hold] = {}
         self._deadlines = Deadlines()
+        self._arrivals = itertools.count(1)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -104,11 +124,26 @@ class Waiters:
         """Whether this process holds as many polls as it may."""
         return len(self._held) >= self.max_held
 
-    def hold(self, user: str, client: tuple[str, str, str] | None, seconds: float) -> Hold:
-        """Return a hold of at most that many seconds, to be entered. `client`: user, task and page that polls."""
-        return Hold(self, user, client, seconds)
+    def arrive(self) -> int:
+        """Return the number of a poll that has just arrived: before it reads anything, which may take a while."""
+        return next(self._arrivals)
 
-    def join(self, hold: Hold) -> int:
+    def reason_not_to_hold(self, client: tuple[str, str, str] | None, arrival: int) -> Reason | None:
+        """Return why a poll with no news is answered all the same, or None if it may be held."""
+        if self.draining:
+            return Reason.DRAIN
+        held = self._by_client.get(client) if client is not None else None
+        if held is not None and held.arrival > arrival:
+            return Reason.SUPERSEDED  # the same client has come again while this one was being read for
+        return Reason.DEGRADED if self.full else None
+
+    def hold(
+        self, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int | None = None
+    ) -> TaskHold:
+        """Return a hold of at most that many seconds for the current task, to be entered; it arrives now if not before."""
+        return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival)
+
+    def join(self, hold: Hold) -> None:
         """Register a hold that begins; an older one of the same client, or the user's oldest, may have to end."""
         if hold.client is not None:
             older = self._by_client.get(hold.client)
@@ -118,13 +153,14 @@ class Waiters:
         of_user = self._by_user.setdefault(hold.user, {})
         if len(of_user) >= self.max_held_per_user:
             self._make_room(of_user)
-        of_user[hold] = None
+        # Ending the user's oldest may have ended the last: then the dictionary is no longer the one that counts.
+        self._by_user.setdefault(hold.user, of_user)[hold] = None
         self._held[hold] = None
-        return self._deadlines.add(hold, hold.seconds)
+        hold.slot = self._deadlines.add(hold, hold.seconds)
 
-    def leave(self, hold: Hold, slot: int) -> None:
+    def leave(self, hold: Hold) -> None:
         """Forget a hold that is over."""
-        self._deadlines.remove(hold, slot)
+        self._deadlines.remove(hold, hold.slot)
         del self._held[hold]
         of_user = self._by_user[hold.user]
         del of_user[hold]

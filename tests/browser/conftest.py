@@ -65,6 +65,11 @@ async def tab(chromium: Browser) -> AsyncIterator[Page]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def client(tab: Page, server: ScriptedServer) -> Client:
     """The client in an empty page."""
-    await tab.goto(server.url)
-    await tab.wait_for_function("window.harness")
-    return Client(tab, server)
+    return await open_tab(tab, server)
+
+
+async def open_tab(page: Page, server: ScriptedServer) -> Client:
+    """Load the client into an empty page of this server."""
+    await page.goto(server.url)
+    await page.wait_for_function("window.harness")
+    return Client(page, server)

@@ -17,6 +17,8 @@ const harness = {
   states: [],
   pauses: [],
   outcome: null,
+  told: [],
+  desk: null,
 
   /** Follow a task; what happens is written down. */
   start(options) {
@@ -55,15 +57,19 @@ const harness = {
 
   leave: () => leaving.abort(),
 
-  /** Watch many tasks as a page does, the last one the newest. */
-  watch(count) {
-    const settings = { clientId: "page", holdSeconds: 30, clientTimeoutSeconds: 45, budgetSeconds: 600 };
-    const desk = new Desk(settings);
-    const watcher = { onUpdate() {}, onState() {}, onEnd() {}, onError() {} };
-    for (let index = 1; index <= count; index += 1) {
-      const createdAt = `2026-01-01T00:00:0${index}Z`;
-      desk.watch({ taskId: `task-${index}`, version: 1, createdAt }, watcher);
-    }
+  /** Watch tasks as a page does, from version 1, the last one the newest; what it is told is written down. */
+  watch(taskIds, settings = {}) {
+    harness.desk ??= new Desk({ holdSeconds: 30, clientTimeoutSeconds: 45, budgetSeconds: 600, ...settings });
+    taskIds.forEach((taskId, index) => {
+      const createdAt = new Date(Date.UTC(2026, 0, 1) + index * 1000).toISOString();
+      const note = (what) => harness.told.push(`${taskId} ${what}`);
+      harness.desk.watch({ taskId, version: 1, createdAt }, {
+        onUpdate: ({ version }) => note(version),
+        onState: ({ name }) => harness.states.push(name),
+        onEnd: ({ version, status }) => note(`${version} ${status}`),
+        onError: ({ code }) => note(code),
+      });
+    });
   },
 };
 

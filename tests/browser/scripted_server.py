@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -45,6 +45,20 @@ class Ask:
         body = describe(version, task=self.query["taskId"], status=status, **poll)
         self._answer.set_result(web.json_response(body))
 
+    @property
+    def tasks(self) -> dict[str, int]:
+        """The tasks of a batch request, and the version the client has seen of each."""
+        named = (task.rpartition(":") for task in self.query.getall("task"))
+        return {task_id: int(version) for task_id, _, version in named}
+
+    def tell_of(
+        self, versions: Mapping[str, int], *, status: str = "processing", gone: Sequence[str] = (), **poll: object
+    ) -> None:
+        """Answer a batch request with the states of these tasks, and the ids of those that are no more."""
+        items = [describe(version, task=task, status=status)["data"] for task, version in versions.items()]
+        told = describe(0, **poll)["poll"]
+        self._answer.set_result(web.json_response({"items": items, "unchanged": [], "notFound": gone, "poll": told}))
+
     def refuse(self, status: int, headers: Mapping[str, str] | None = None, **problem: object) -> None:
         """Answer with an error."""
         self._answer.set_result(web.json_response(problem, status=status, headers=headers))
@@ -84,6 +98,7 @@ class ScriptedServer:
         app.router.add_get("/", self._serve_page)
         app.router.add_get("/harness.js", self._serve_harness)
         app.router.add_get("/api/generate/status", self._hold)
+        app.router.add_get("/api/generate/status/batch", self._hold)
         app.router.add_static("/static", STATIC)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         self.url = ""

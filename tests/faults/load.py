@@ -111,6 +111,7 @@ class Poller:
                 pause = _BACK_OFF_SECONDS[min(failures, len(_BACK_OFF_SECONDS) - 1)] * random.uniform(0.5, 1)
                 failures += 1
             if pause is None:
+                self._leave()
                 return
             if pause:
                 await asyncio.sleep(min(pause, _LONGEST_PAUSE_SECONDS))
@@ -195,6 +196,11 @@ class Pollers:
             task.result()
         assert not waiting, f"{len(waiting)} of {len(self._tasks)} clients have not seen the end of their task"
 
+    @property
+    def waiting(self) -> int:
+        """How many clients have not seen the end of their task yet."""
+        return sum(not task.done() for task in self._tasks)
+
     def reset_some(self, count: int, chance: random.Random) -> None:
         """Cut the connections of so many clients, by a RST from their side."""
         connected = [poller for poller in self.all if poller.channel is not None]
@@ -249,6 +255,10 @@ class Updates:
         if self.error is not None:
             raise self.error
 
+    def add(self, task_ids: Iterable[str]) -> None:
+        """Change these tasks too, from now on."""
+        self._alive += task_ids
+
     def end_all(self) -> None:
         """End every task that has not ended, by one statement each. Only behind the block."""
         assert self._stopping.is_set(), "still updating"
@@ -260,8 +270,10 @@ class Updates:
     def _run(self) -> None:
         due = time.perf_counter()
         try:
-            while self._alive and not self._stopping.wait(max(due - time.perf_counter(), 0)):
+            while not self._stopping.wait(max(due - time.perf_counter(), 0)):
                 due = max(due + self._pause, time.perf_counter() - 1)
+                if not self._alive:
+                    continue
                 task_id = self._chance.choice(self._alive)
                 end = self._chance.random() < self._ending
                 self._change(task_id, end=end)
@@ -274,9 +286,9 @@ class Updates:
         for _ in range(100):
             try:
                 rows = self._execute(*_change_of(task_id, end=end))
-            except psycopg2.DatabaseError as error:
-                if not (isinstance(error, psycopg2.OperationalError) or type(error) is psycopg2.DatabaseError):
-                    raise  # what is left is a connection that broke
+            except psycopg2.Error as error:
+                if error.pgcode is not None and not isinstance(error, psycopg2.OperationalError):
+                    raise
                 self.lost_connections += 1
                 self._disconnect()
                 time.sleep(0.1)  # in a thread, while the database is away
@@ -288,7 +300,7 @@ class Updates:
 
     def _execute(self, statement: str, parameters: Sequence[object]) -> list[tuple[int, str]]:
         if self._connection is None:
-            self._connection = psycopg2.connect(self._dsn)
+            self._connection = psycopg2.connect(self._dsn, application_name="updates")
             self._connection.autocommit = True
         with self._connection.cursor() as cursor:
             cursor.execute(statement, parameters)
@@ -323,13 +335,13 @@ def add_token(sql: Sql, user_id: str) -> str:
     return secret
 
 
-def add_tasks(sql: Sql, user_id: str, count: int) -> list[str]:
+def add_tasks(sql: Sql, user_id: str, count: int, *, status: str = "pending") -> list[str]:
     """Insert so many tasks by one statement; returns their ids."""
     statement = (
-        "INSERT INTO public.image_generations (user_id, task_id, prompt)"
-        " SELECT %s, 'task-' || gen_random_uuid(), 'a lake' FROM generate_series(1, %s) RETURNING task_id"
+        "INSERT INTO public.image_generations (user_id, task_id, prompt, status)"
+        " SELECT %s, 'task-' || gen_random_uuid(), 'a lake', %s FROM generate_series(1, %s) RETURNING task_id"
     )
-    return [str(row[0]) for row in sql(statement, (user_id, count))]
+    return [str(row[0]) for row in sql(statement, (user_id, status, count))]
 
 
 def kill_listeners(dsn: str) -> int:

@@ -54,7 +54,8 @@ class End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        transport.pause_reading()
+        # Not at once: up to Python 3.11.3 the transport begins to read behind this call, whatever it says.
+        asyncio.get_running_loop().call_soon(transport.pause_reading)
 
     def join(self, other: End) -> None:
         """Forward from now on, unless the direction stands still."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,16 +66,21 @@ class Site:
     def held(self) -> int:
         return len(self.app[keys.WAITERS])
 
-    @property
-    def watching(self) -> int:
-        """How many requests watch a task, whether they wait for it or for its first read."""
-        return sum(watched.watchers for watched in self.app[keys.BOARD]._tasks.values())
+    def held_by(self, user_id: str) -> int:
+        """How many polls of a user are held."""
+        return len(self.app[keys.WAITERS]._by_user.get(user_id, ()))
+
+    def watching(self, task_ids: Iterable[str]) -> int:
+        """How many requests watch one of these tasks, whether they wait for it or for its first read."""
+        tasks = self.app[keys.BOARD]._tasks
+        return sum(tasks[task_id].watchers for task_id in task_ids if task_id in tasks)
 
     @property
     def leaks(self) -> int:
         """What nobody may leave behind, all in one number: 0 when every poll has gone."""
         waiters = self.app[keys.WAITERS]
-        return self.held + self.watching + len(waiters._deadlines) + len(waiters._by_client) + waiters.users
+        watching = self.watching(list(self.app[keys.BOARD]._tasks))
+        return self.held + watching + len(waiters._deadlines) + len(waiters._by_client) + waiters.users
 
     def metric(self, name: str, **labels: str) -> float:
         return self.app[keys.METRICS].registry.get_sample_value(name, labels) or 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,9 +17,11 @@ import pytest
 from server import keys
 from tests.conftest import Sql, until
 from tests.faults import sites
+from tests.faults.bystanders import bystanders
 from tests.faults.load import Channel, add_tasks, print_figure
 from tests.faults.sites import (
     Account,
+    Site,
     channels,
     holds,
     listening,
@@ -34,6 +37,8 @@ config, account, open_site = sites.config, sites.account, sites.open_site
 
 CROWDS = [600, pytest.param(2000, marks=pytest.mark.slow)]
 ABORTS_A_ROUND = 200
+# For each client of a crowd, behind three more crowds: 0.6 KB were measured, and a waiter that stays costs 13 KB.
+MOST_GROWTH_BYTES = 4_000
 
 
 def ask_all(crowd: list[Channel], account: Account, task_ids: list[str]) -> list[asyncio.Task[tuple[int, bytes]]]:
@@ -46,40 +51,46 @@ def ask_all(crowd: list[Channel], account: Account, task_ids: list[str]) -> list
 
 @pytest.mark.parametrize("crowd", CROWDS)
 @pytest.mark.parametrize("leave", [Channel.finish, Channel.reset], ids=["FIN", "RST"])
-async def test_the_waiters_of_clients_that_left_are_gone(
-    open_site: Any, account: Account, sql: Sql, crowd: int, leave: Callable[[Channel], None]
+async def test_the_waiters_of_clients_that_left_are_gone_within_a_second(
+    open_site: Any, account: Account, sql: Sql, dsn: str, crowd: int, leave: Callable[[Channel], None]
 ) -> None:
     site = await open_site()
     task_ids = add_tasks(sql, account.user_id, 20)
-    async with channels(site.address, crowd) as opened:
+    async with bystanders(site.address, sql, dsn) as others, channels(site.address, crowd) as opened:
         polls = ask_all(opened, account, task_ids)
-        await until(lambda: site.held == crowd, seconds=60)
-        loop = asyncio.get_running_loop()
-        left = loop.time()
+        await until(lambda: site.held_by(account.user_id) == crowd, seconds=60)
+        left = time.monotonic()
         for channel in opened:
             leave(channel)
-        await until(lambda: site.leaks == 0)
-        gone_ms = round((loop.time() - left) * 1000)
+        await until(lambda: site.held_by(account.user_id) == site.watching(task_ids) == 0)
+        gone_ms = round((time.monotonic() - left) * 1000)
         await asyncio.gather(*polls, return_exceptions=True)
+    await until(lambda: site.leaks == 0)
     assert site.metric("longpoll_polls_total", outcome="client_gone") == crowd
-    print_figure("clients that left", how=leave.__name__, clients=crowd, all_gone_ms=gone_ms, leaks=site.leaks)
+    assert gone_ms < 1000
+    print_figure("clients that left", how=leave.__name__, gone=crowd, all_gone_ms=gone_ms, leaks=0, **others.figures)
 
 
+@pytest.mark.parametrize("crowd", CROWDS)
 async def test_clients_that_fell_silent_are_gone_when_their_hold_ends(
-    open_site: Any, account: Account, sql: Sql
+    open_site: Any, account: Account, sql: Sql, dsn: str, crowd: int
 ) -> None:
     """Nobody can tell that they have gone: they never read the reply, and the hold is the only bound."""
-    crowd = 600
-    site = await open_site(polling={"hold_seconds": 2.0})
+    site = await open_site(polling={"hold_seconds": 3.0})
     task_ids = add_tasks(sql, account.user_id, 20)
-    async with channels(site.address, crowd) as opened:
+    async with (
+        bystanders(site.address, sql, dsn, hold_seconds=3.0) as others,
+        channels(site.address, crowd) as opened,
+    ):
         for number, channel in enumerate(opened):
             target = poll_target(task_ids[number % 20])
             channel._writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n{account.headers}\r\n".encode())
             channel._writer.transport.pause_reading()
-        await until(lambda: site.metric("longpoll_polls_total", outcome="timeout") == crowd)
-        assert site.leaks == 0
-    print_figure("clients that fell silent", clients=crowd, leaks=site.leaks)
+        await until(lambda: site.held_by(account.user_id) == crowd, seconds=60)
+        await until(lambda: site.metric("longpoll_polls_total", outcome="timeout") >= crowd)
+        await until(lambda: site.held_by(account.user_id) == site.watching(task_ids) == 0)
+    await until(lambda: site.leaks == 0)
+    print_figure("clients that fell silent", gone=crowd, leaks=0, **others.figures)
 
 
 def resident_bytes(process: ServerProcess) -> int:
@@ -87,17 +98,18 @@ def resident_bytes(process: ServerProcess) -> int:
     return int(fields[1]) * 4096
 
 
-async def test_a_crowd_that_came_and_left_three_times_leaves_no_waiter(
-    account: Account, sql: Sql, dsn: str, tmp_path: Path
+@pytest.mark.parametrize("crowd", CROWDS)
+async def test_crowds_that_come_and_leave_again_and_again_leave_no_memory_behind(
+    account: Account, sql: Sql, dsn: str, tmp_path: Path, crowd: int
 ) -> None:
-    """Of memory the figure tells; it depends on the allocator's mood."""
-    crowd, resident = 600, []
+    """What the first has taken is taken again by the next, and by nobody else."""
+    resident = []
     task_ids = add_tasks(sql, account.user_id, 20)
     with processes() as started:
         server = ServerProcess(tmp_path, **settings_of(dsn, tmp_path))  # type: ignore[arg-type]
         started.append(server)
         address = await listening(server)
-        for _ in range(3):
+        for _ in range(4):
             async with channels(address, crowd) as opened:
                 polls = ask_all(opened, account, task_ids)
                 await until(lambda: holds(address, crowd), seconds=60)
@@ -109,7 +121,8 @@ async def test_a_crowd_that_came_and_left_three_times_leaves_no_waiter(
             resident.append(resident_bytes(server))
         assert await asyncio.to_thread(server.stop) == 0
     megabytes = [round(each / 1e6, 1) for each in resident]
-    print_figure("memory after a crowd", clients=crowd, held_mb=round(held / 1e6, 1), after_each_mb=megabytes)
+    print_figure("memory after a crowd", gone=crowd, held_mb=round(held / 1e6, 1), after_each_mb=megabytes)
+    assert resident[-1] - resident[0] < crowd * MOST_GROWTH_BYTES
 
 
 @contextlib.contextmanager
@@ -120,44 +133,48 @@ def locked_table(dsn: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.parametrize("rounds", [5, pytest.param(25, marks=pytest.mark.slow)])
 async def test_a_thousand_clients_that_leave_within_a_query_cost_no_connection(
-    open_site: Any, account: Account, sql: Sql, dsn: str
+    open_site: Any, account: Account, sql: Sql, dsn: str, rounds: int
 ) -> None:
     """Polls of tasks that nobody has read yet, and lists, which each wait for a query of their own."""
     site = await open_site(database={"heartbeat_seconds": 60.0, "pool_size": 4, "timeout_seconds": 30.0})
     database = site.app[keys.DATABASE]
-    task_ids = iter(add_tasks(sql, account.user_id, 3 * ABORTS_A_ROUND))
-    before: set[int] = set()
-    for round_number in range(6):
-        if round_number == 1:  # the first has filled the pool
-            before = _backends(sql)
-        async with channels(site.address, ABORTS_A_ROUND) as opened:
-            with locked_table(dsn):
-                targets = [
-                    poll_target(next(task_ids)) if number % 2 else "/api/generate/tasks"
-                    for number in range(ABORTS_A_ROUND)
-                ]
-                polls = [
-                    asyncio.create_task(channel.get(target, account.headers))
-                    for channel, target in zip(opened, targets, strict=True)
-                ]
-                await until(lambda: site.watching == ABORTS_A_ROUND // 2 and database.busy > ABORTS_A_ROUND // 2)
-                for channel in opened:
-                    channel.reset()
-                await asyncio.gather(*polls, return_exceptions=True)
-                await until(lambda: site.leaks == 0)
-            await until(lambda: not database.busy)
-    opened_since = _backends(sql) - before
-    print_figure("clients that left within a query", aborts=5 * ABORTS_A_ROUND, connections_opened=len(opened_since))
+    async with bystanders(site.address, sql, dsn) as others:
+        before: set[int] = set()
+        for round_number in range(rounds + 1):
+            if round_number == 1:  # the first has filled the pool
+                before = _backends(sql)
+            await _leave_within_a_query(site, account, sql, dsn)
+            await until(lambda: database.busy <= 1)  # the bystanders go on
+        opened_since = _backends(sql) - before
+    aborts = rounds * ABORTS_A_ROUND
+    print_figure("clients that left within a query", aborts=aborts, opened=len(opened_since), **others.figures)
     assert not opened_since
-    assert _backends(sql) == before
     assert site.metric("longpoll_listener_reconnects_total") == 0
+    await until(lambda: site.leaks == 0)
+
+
+async def _leave_within_a_query(site: Site, account: Account, sql: Sql, dsn: str) -> None:
+    database, task_ids = site.app[keys.DATABASE], add_tasks(sql, account.user_id, ABORTS_A_ROUND // 2)
+    async with channels(site.address, ABORTS_A_ROUND) as opened:
+        with locked_table(dsn):
+            targets = [poll_target(task_id) for task_id in task_ids] + ["/api/generate/tasks"] * len(task_ids)
+            polls = [
+                asyncio.create_task(channel.get(target, account.headers))
+                for channel, target in zip(opened, targets, strict=True)
+            ]
+            await until(lambda: site.watching(task_ids) == len(task_ids) and database.busy > len(task_ids))
+            for channel in opened:
+                channel.reset()
+            await asyncio.gather(*polls, return_exceptions=True)
+            await until(lambda: site.watching(task_ids) == 0)
 
 
 def _backends(sql: Sql) -> set[int]:
     rows = sql(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        " AND backend_type = 'client backend'"
+        " AND backend_type = 'client backend' AND application_name <> 'updates'"
     )
     return {row[0] for row in rows}
 

@@ -7,7 +7,7 @@ import itertools
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,11 @@ import pytest
 from server import keys
 from tests.conftest import Sql, until
 from tests.faults import sites
+from tests.faults.bystanders import CLIENTS, bystanders
 from tests.faults.load import (
     Channel,
-    Oracle,
-    Pollers,
-    Updates,
     add_tasks,
     print_figure,
-    read_states,
 )
 from tests.faults.sites import (
     Account,
@@ -36,9 +33,14 @@ from tests.faults.sites import (
     listening,
     poll_target,
     processes,
+    read_metrics,
     settings_of,
 )
 from tests.processes import ServerProcess
+
+DRAIN_SECONDS = 0.5
+# How long a process may take after its drain.
+GONE_SECONDS = 2.0
 
 config, account, open_site = sites.config, sites.account, sites.open_site
 
@@ -70,6 +72,8 @@ async def test_a_process_that_stops_answers_everybody_first(
             answers = await asyncio.gather(*polls)
             answered = time.perf_counter()
             assert await asyncio.to_thread(server.wait) == 0
+            gone = time.perf_counter() - told
+    assert gone < 2 + GONE_SECONDS
     assert set(answers) == {(200, "drain", True)}
     print_figure(
         "a process that stops",
@@ -77,7 +81,7 @@ async def test_a_process_that_stops_answers_everybody_first(
         answered=len(answers),
         failed=0,
         last_reply_ms=round((answered - told) * 1000),
-        gone_ms=round((time.perf_counter() - told) * 1000),
+        gone_ms=round(gone * 1000),
     )
 
 
@@ -99,6 +103,11 @@ class Visitors:
         self._targets = itertools.cycle(targets)
         self.statuses: Counter[int] = Counter()
         self.failures: list[str] = []
+
+    async def until_answered(self, visits: int) -> None:
+        """Wait until so many visits have been answered from now on."""
+        before = self.statuses.total()
+        await until(lambda: self.statuses.total() > before + visits, seconds=60)
 
     @asynccontextmanager
     async def coming(self, count: int) -> AsyncIterator[None]:
@@ -124,7 +133,10 @@ class Visitors:
             await asyncio.sleep(0.005)  # two hundred a second each
 
 
-async def test_a_rolling_restart_fails_no_request(account: Account, sql: Sql, dsn: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
+async def test_a_rolling_restart_fails_no_request(
+    account: Account, sql: Sql, dsn: str, tmp_path: Path, rounds: int
+) -> None:
     """Two processes on one port are replaced one after the other while clients ask.
 
     What counts as a failure: a connection that is refused or reset before its first reply, a reply that breaks off,
@@ -132,92 +144,97 @@ async def test_a_rolling_restart_fails_no_request(account: Account, sql: Sql, ds
     server closed between two requests, crossing with the client's next one. No byte of a reply has come, so any
     HTTP client repeats such a GET by itself (RFC 9110, 9.2.2; RFC 9112, 9.3.1); so do these, and it is counted.
     """
-    port, oracle = free_port(), Oracle()
-    settings = settings_of(dsn, tmp_path, server__port=port, server__reuse_port="true", server__drain_seconds=0.5)
-    task_ids = add_tasks(sql, account.user_id, 20)
+    port, gone = free_port(), []
+    settings = settings_of(
+        dsn, tmp_path, server__port=port, server__reuse_port="true", server__drain_seconds=DRAIN_SECONDS
+    )
+    (task_id,) = add_tasks(sql, account.user_id, 1)
     address = ("127.0.0.1", port)
-    visitors = Visitors(address, account.headers, ["/healthz", poll_target(task_ids[0], 0, "&wait=0")])
+    visitors = Visitors(address, account.headers, ["/healthz", poll_target(task_id, 0, "&wait=0")])
     with processes() as started:
         started += [ServerProcess(tmp_path, **settings) for _ in range(2)]  # type: ignore[arg-type]
         for server in list(started):
             await listening(server)
-        async with Pollers(oracle, [address], token=account.token) as pollers:
-            pollers.follow(task_ids, clients=5)
-            with Updates(oracle, dsn, task_ids, rate=100) as updates:
-                async with visitors.coming(4):
-                    for server in started[:2]:
-                        visits = visitors.statuses.total()
-                        await until(lambda visits=visits: visitors.statuses.total() > visits + 100)
-                        assert await asyncio.to_thread(server.stop) == 0
-                        started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
-                        await listening(started[-1])
-                    visits = visitors.statuses.total()
-                    await until(lambda: visitors.statuses.total() > visits + 100)
-            await asyncio.to_thread(updates.end_all)
-            await pollers.until_done()
-    figures = oracle.check(read_states(dsn, task_ids))
-    failed = {kind: count for kind, count in oracle.broken.items() if kind != "crossed"}
-    visits = visitors.statuses.total()
-    print_figure("rolling restart", **figures, visits=visits, visits_failed=len(visitors.failures), failed=failed)
+        async with bystanders(address, sql, dsn, rate=100, unharmed=False) as others, visitors.coming(4):
+            for server in itertools.islice(_as_they_come(started), 2 * rounds):
+                await visitors.until_answered(100)
+                told = time.monotonic()
+                assert await asyncio.to_thread(server.stop) == 0
+                gone.append(time.monotonic() - told)
+                started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
+                await listening(started[-1])
+            await visitors.until_answered(100)
+    failed = {kind: count for kind, count in others.oracle.broken.items() if kind != "crossed"}
+    print_figure(
+        "rolling restart",
+        restarts=len(gone),
+        visits=visitors.statuses.total(),
+        visits_failed=len(visitors.failures),
+        failed=failed,
+        slowest_end_s=round(max(gone), 2),
+        **others.figures,
+    )
     assert visitors.failures == []
     assert set(visitors.statuses) == {200}
     assert failed == {}
-    assert not oracle.refusals
+    assert not others.oracle.refusals
+    assert max(gone) < DRAIN_SECONDS + GONE_SECONDS
 
 
+def _as_they_come(started: list[ServerProcess]) -> Iterator[ServerProcess]:
+    """Yield the processes in the order of their start, the newer ones too."""
+    for number in itertools.count():
+        yield started[number]
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 async def test_clients_of_a_killed_process_come_back_and_miss_nothing(
-    account: Account, sql: Sql, dsn: str, tmp_path: Path
+    sql: Sql, dsn: str, tmp_path: Path, kills: int
 ) -> None:
-    port, oracle = free_port(), Oracle()
+    port = free_port()
     settings = settings_of(dsn, tmp_path, server__port=port)
-    task_ids = add_tasks(sql, account.user_id, 20)
-    address = ("127.0.0.1", port)
+    address, back = ("127.0.0.1", port), []
     with processes() as started:
         started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
         await listening(started[0])
-        async with Pollers(oracle, [address], token=account.token) as pollers:
-            pollers.follow(task_ids, clients=10)
-            await until(lambda: holds(address, 200))
-            with Updates(oracle, dsn, task_ids, rate=50, ending=0.05) as updates:
-                await until(lambda: len(oracle.replies) > 400)
-                started[0].stop(signal.SIGKILL)
-                commits = len(oracle.commits)
-                await until(lambda: len(oracle.commits) > commits + 10)
+        async with bystanders(address, sql, dsn, unharmed=False) as others:
+            for _ in range(kills):
+                await others.until_told()
+                started[-1].stop(signal.SIGKILL)
+                commits = len(others.oracle.commits)
+                await until(lambda commits=commits: len(others.oracle.commits) > commits + 10)
                 started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
-                await listening(started[1])
-                replies = len(oracle.replies)
-                await until(lambda: len(oracle.replies) > replies + 100)
-            await asyncio.to_thread(updates.end_all)
-            await pollers.until_done()
-    print_figure("a process that was killed", **oracle.check(read_states(dsn, task_ids)))
-    assert oracle.broken["held"] + oracle.broken["crossed"] >= 100
-    assert not oracle.refusals
+                await listening(started[-1])
+                began = time.monotonic()
+                await until(lambda: _holds_at_least(address, CLIENTS // 2), seconds=60)
+                back.append(time.monotonic() - began)
+    print_figure("a process that was killed", kills=kills, back_s=round(max(back), 2), **others.figures)
+    assert others.oracle.broken["held"] + others.oracle.broken["crossed"] >= kills * CLIENTS // 2
+    assert not others.oracle.refusals
 
 
+async def _holds_at_least(address: Address, count: int) -> bool:
+    return (await read_metrics(address))["longpoll_held_connections"] >= count
+
+
+@pytest.mark.parametrize("stalls", [5, pytest.param(50, marks=pytest.mark.slow)])
 async def test_a_loop_that_stands_still_does_not_take_its_listener_for_dead(
-    open_site: Any, account: Account, sql: Sql, dsn: str
+    open_site: Any, sql: Sql, dsn: str, stalls: int
 ) -> None:
     """Twice as long as the heartbeat's pause, at any moment of it."""
     site = await open_site(database={"heartbeat_seconds": 0.25}, polling={"sweep_seconds": 300.0})
-    oracle = Oracle()
-    task_ids = add_tasks(sql, account.user_id, 10)
     reconnects = site.metric("longpoll_listener_reconnects_total")
     listener = site.app[keys.LISTENER]
-    async with Pollers(oracle, [site.address], token=account.token) as pollers:
-        pollers.follow(task_ids, clients=5)
-        with Updates(oracle, dsn, task_ids, rate=50) as updates:
-            for fifth in range(5):
-                heard = listener._heard
-                await until(lambda heard=heard: listener._heard > heard)
-                await asyncio.sleep(0.05 * fifth)  # so that each stall meets another part of the beat
-                time.sleep(0.5)  # noqa: ASYNC251 - this is the fault
-                heard = listener._heard
-                await until(lambda heard=heard: listener._heard >= heard + 2)
-                assert listener.healthy
-        await asyncio.to_thread(updates.end_all)
-        await pollers.until_done()
-    figures = oracle.check(read_states(dsn, task_ids))
+    async with bystanders(site.address, sql, dsn) as others:
+        for number in range(stalls):
+            heard = listener._heard
+            await until(lambda heard=heard: listener._heard > heard)
+            await asyncio.sleep(0.05 * (number % 5))  # so that each stall meets another part of the beat
+            time.sleep(0.5)  # noqa: ASYNC251 - this is the fault
+            heard = listener._heard
+            await until(lambda heard=heard: listener._heard >= heard + 2)
+            assert listener.healthy
     reconnects = int(site.metric("longpoll_listener_reconnects_total") - reconnects)
-    print_figure("a loop that stands still", **figures, stalls=5, stall_ms=500, reconnects=reconnects)
+    print_figure("a loop that stands still", stalls=stalls, stall_ms=500, reconnects=reconnects, **others.figures)
     assert reconnects == 0
     assert site.metric("longpoll_missed_notify_repairs_total") == 0

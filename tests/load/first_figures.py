@@ -130,7 +130,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="longpoll-run-", dir="/tmp"))
     folder.chmod(0o711)
     try:
-        with server_process(folder, generation__workers=0, polling__max_held_per_user=HELD) as server:
+        with server_process(
+            folder, generation__workers=0, polling__max_held_per_user=HELD, limits__enabled=False
+        ) as server:
             dsn = f"host={folder}/.data/sockets port=5432 user=postgres dbname=postgres"
             asyncio.run(measure(server.url, dsn))
     finally:

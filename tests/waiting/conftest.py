@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.metrics import Metrics
+from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Answer, Polling, Question
 from server.waiting.waiters import Waiters
@@ -125,8 +126,23 @@ class Storage:
         return self.barrier_holds
 
 
+async def parked_answer(polling: Polling[State], question: Question) -> Answer[State]:
+    """Answer a poll that is held without a task; what is told to the parked poll is the answer of this one."""
+    answer: asyncio.Future[Answer[State]] = asyncio.get_running_loop().create_future()
+    found = await polling.answer_or_park(question, answer.set_result)
+    if isinstance(found, Answer):
+        return found
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        found.abandon()
+        raise
+
+
 class Scene:
-    """A board that runs, polls that can be asked, and a storage to play with."""
+    """A board that runs, polls that can be asked, and a storage to play with. `parks`: which way polls are held."""
+
+    parks = False
 
     def __init__(self, *, linger_seconds: float = LINGER_SECONDS, batch_size: int = 1000, **caps: int) -> None:
         self.metrics = Metrics()
@@ -143,6 +159,13 @@ class Scene:
         self.waiters = Waiters(**{"max_held": 100_000, "max_held_per_user": 100_000, **caps}, chance=lambda: 0.5)
         self.chance = 0.0
         self.polling = Polling(
+            self.board,
+            self.waiters,
+            jitter_seconds=1.0,
+            chance=lambda: self.chance,
+            clock=lambda: asyncio.get_running_loop().time(),
+        )
+        self.batches = BatchPolling(
             self.board,
             self.waiters,
             jitter_seconds=1.0,
@@ -166,7 +189,11 @@ class Scene:
     ) -> asyncio.Task[Answer[State]]:
         """Begin a poll."""
         question = Question(task_id, user, version, seconds, **rest)
-        return asyncio.create_task(self.polling.answer(question))
+        return asyncio.create_task(self.park(question) if self.parks else self.polling.answer(question))
+
+    async def park(self, question: Question) -> Answer[State]:
+        """Answer a poll that is held without a task."""
+        return await parked_answer(self.polling, question)
 
     async def hold(self, task_id: str = "t", version: int | None = None, **rest: Any) -> asyncio.Task[Answer[State]]:
         """Begin a poll and let it go on until it is held."""
@@ -207,8 +234,14 @@ async def playing(scene: Scene) -> AsyncIterator[Scene]:
     assert scene.waiters.users == 0
 
 
+@pytest.fixture(params=["coroutine", "parked"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold polls in the one way and in the other: both keep the same promises."""
+    monkeypatch.setattr(Scene, "parks", request.param == "parked")
+
+
 @pytest.fixture
-async def scene() -> AsyncIterator[Scene]:
+async def scene(path: None) -> AsyncIterator[Scene]:
     """A board that runs and one task, `t`, of version 1."""
     async with playing(Scene()) as scene:
         scene.storage.put("t")

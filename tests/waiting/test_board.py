@@ -40,6 +40,7 @@ async def test_five_thousand_polls_of_one_task_share_one_read(scene: Scene) -> N
     assert {poll.result().reason for poll in polls} == {Reason.CHANGE}
 
 
+@pytest.mark.usefixtures("path")
 async def test_tasks_noticed_in_one_turn_share_reads_of_the_batch_size() -> None:
     async with playing(Scene(batch_size=300)) as scene:
         polls = []
@@ -56,6 +57,7 @@ async def test_tasks_noticed_in_one_turn_share_reads_of_the_batch_size() -> None
         assert [len(read) for read in reads(scene)] == [300, 300, 300, 100]
 
 
+@pytest.mark.usefixtures("path")
 async def test_a_full_batch_still_takes_a_task_that_is_in_it() -> None:
     async with playing(Scene(batch_size=1)) as scene:
         scene.storage.put("t")
@@ -176,6 +178,7 @@ async def test_the_next_poll_of_a_task_costs_no_read(scene: Scene) -> None:
     assert len(reads(scene)) == 2
 
 
+@pytest.mark.usefixtures("path")
 async def test_nothing_lingers_when_that_is_turned_off() -> None:
     async with playing(Scene(linger_seconds=0)) as scene:
         scene.storage.put()

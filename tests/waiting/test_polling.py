@@ -151,8 +151,9 @@ async def test_a_restored_database_says_so_to_who_waited(scene: Scene) -> None:
     scene.board.restored()
     await settle()  # and not only when the hold ends
     for poll in polls:
-        assert poll.done()
-        assert told(await poll) == (2, Reason.RESET, True)
+        answer = await poll
+        assert told(answer) == (2, Reason.RESET, True)
+        assert answer.held_seconds < 1, "it says so at once"
 
 
 async def test_an_end_under_a_number_that_a_crash_took_back_is_told_at_once(scene: Scene) -> None:
@@ -185,6 +186,7 @@ async def test_a_poll_that_is_still_reading_when_the_drain_begins_is_not_held(sc
     assert told(await poll) == (1, Reason.DRAIN, False)
 
 
+@pytest.mark.usefixtures("path")
 async def test_over_the_process_cap_the_state_is_answered_at_once() -> None:
     async with playing(Scene(max_held=1)) as scene:
         scene.storage.put()
@@ -195,6 +197,7 @@ async def test_over_the_process_cap_the_state_is_answered_at_once() -> None:
         await poll
 
 
+@pytest.mark.usefixtures("path")
 async def test_over_the_users_cap_the_oldest_poll_ends() -> None:
     async with playing(Scene(max_held_per_user=1)) as scene:
         scene.storage.put()
@@ -224,18 +227,19 @@ async def test_a_change_in_the_tick_of_the_deadline_is_told(scene: Scene) -> Non
     while not poll.done() and not hold.reason:
         if scene.board._tasks["t"].snapshot == scene.storage.rows["t"]:
             hold.expire()
-        else:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
     assert told(await poll) == (2, Reason.CHANGE, True)
 
 
-async def test_a_change_in_the_tick_after_the_deadline_is_told_too(scene: Scene) -> None:
-    """Its time is over, and before the waiter runs the snapshot comes."""
-    poll = await scene.hold(version=1)
-    (hold,) = scene.waiters._held
-    hold.expire()
-    scene.board._apply(scene.board._tasks["t"], scene.storage.put(version=2), repairing=False)
-    assert told(await poll) == (2, Reason.CHANGE, True)
+async def test_a_change_in_the_tick_after_the_deadline_is_told_too() -> None:
+    """Its time is over, and before the waiting task runs the snapshot comes. A parked poll has its answer by then."""
+    async with playing(Scene()) as scene:
+        scene.storage.put()
+        poll = await scene.hold(version=1)
+        (hold,) = scene.waiters._held
+        hold.expire()
+        scene.board._apply(scene.board._tasks["t"], scene.storage.put(version=2), repairing=False)
+        assert told(await poll) == (2, Reason.CHANGE, True)
 
 
 async def test_a_client_that_leaves_takes_its_waiter_along(scene: Scene) -> None:

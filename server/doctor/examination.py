@@ -1,0 +1,73 @@
+"""The checks in their order, and what each needs to make sense: one fault is told once."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from server import logs
+from server.config import Config
+from server.doctor import machine, postgres, site
+from server.doctor.deployment import Deployment
+from server.doctor.report import Finding, Report, Verdict, failed, skipped
+from server.errors import DatabaseUnavailable, ServerError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report; it is skipped if what it needs isn't sound."""
+
+    name: str
+    look: Callable[[Deployment], Awaitable[Finding]]
+    needs: tuple[str, ...] = ()
+
+
+CHECKS: Final = (
+    Check("database", postgres.check_reachable),
+    Check("listen", postgres.check_listening, ("database",)),
+    Check("migrations", postgres.check_migrations, ("database",)),
+    Check("roles", postgres.check_roles, ("database",)),
+    Check("row security", postgres.check_row_security, ("database",)),
+    Check("clock", postgres.check_clock, ("database",)),
+    Check("queue", postgres.check_queue, ("database",)),
+    Check("descriptors", machine.check_descriptors),
+    Check("site", site.check_site),
+    Check("hold", site.check_hold, ("site", "roles")),
+)
+
+
+async def run(config: Config, dsn: str, url: str) -> int:
+    """Examine what these settings lead to, and what stands in front; returns the exit code."""
+    logs.configure(dataclasses.replace(config.logging, level="error"))
+    # What a dying connection complains of beside a check is what the check itself finds.
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    return await examine(Deployment(config, dsn, url.rstrip("/")), Report(sys.stdout))
+
+
+async def examine(deployment: Deployment, report: Report, checks: Sequence[Check] = CHECKS) -> int:
+    """Run the checks, each after what it needs; returns the exit code."""
+    sound: set[str] = set()
+    for check in checks:
+        report.begin(check.name)
+        missing = [name for name in check.needs if name not in sound]
+        found = (
+            skipped(f"looked at when this is ok: {', '.join(missing)}") if missing else await _look(check, deployment)
+        )
+        if found.verdict in {Verdict.OK, Verdict.WARNING}:
+            sound.add(check.name)
+        report.end(found)
+    return report.close()
+
+
+async def _look(check: Check, deployment: Deployment) -> Finding:
+    try:
+        return await check.look(deployment)
+    except DatabaseUnavailable as error:
+        return failed(str(error), "see that Postgres runs there and lets this login in, or correct the setting")
+    except ServerError as error:
+        return failed(f"this can't be looked at: {error}", "mend what it says, and run this again")
+    except Exception as error:  # noqa: BLE001 - a doctor who faints helps nobody
+        return failed(f"the check itself broke: {type(error).__name__}: {error}", "report this as a bug")

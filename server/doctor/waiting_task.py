@@ -1,0 +1,37 @@
+"""A task that nobody works on, for as long as a poll of it is tried."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Final
+
+from server.storage.database import Database
+from server.storage.sessions import Sessions
+from server.storage.tasks import OwnTasks
+from server.storage.users import User
+
+# An address that can't exist (RFC 2606), of an account whose password hash fits no password.
+_EMAIL: Final = "doctor@longpoll.invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class _Id:
+    task_id: str
+
+
+@contextlib.asynccontextmanager
+async def waiting_task(database: Database) -> AsyncIterator[tuple[str, str]]:
+    """Give the id of a task and a token of its owner. Both are gone afterwards, the doctor's account remains."""
+    user = await database.fetch_one("find_or_make_account", User, email=_EMAIL)
+    assert user is not None
+    sessions, task_id = Sessions(database, days=1, cache_size=1), f"doctor-{secrets.token_hex(8)}"
+    secret, token = await sessions.create_token(user, "doctor")
+    try:
+        await database.fetch("create_waiting_task", _Id, user=user.user_id, user_id=user.user_id, task_id=task_id)
+        yield task_id, secret
+    finally:
+        await OwnTasks(database).delete(user.user_id, task_id)
+        await sessions.revoke_token(user, token.id)

@@ -1,0 +1,21 @@
+"""The description of the API, for programs and for people."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from server.identity import find_user
+from server.keys import CONFIG, DESCRIPTION
+from server.replies import json_reply, page
+
+
+async def description(request: web.Request) -> web.Response:
+    """Give the OpenAPI document."""
+    return json_reply(request.app[DESCRIPTION])
+
+
+async def read(request: web.Request) -> web.Response:
+    """Show it to a person."""
+    await find_user(request)  # nobody needs to be, but who is signed in sees it in the header
+    site = request.app[CONFIG].server.public_url.rstrip("/") or str(request.url.origin())
+    return await page(request, "docs.html", {"api": request.app[DESCRIPTION], "site": site})

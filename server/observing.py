@@ -1,0 +1,73 @@
+"""What is kept of each request: one log line, and its place in the metrics."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from server import config, logs
+from server.metrics import Metrics
+from server.storage.tasks import Task
+from server.storage.users import User
+
+POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
+CLIENT_GONE: Final = "client_gone"
+STATUS_OF_NOBODY: Final = 499  # the client has gone, and nobody reads the reply
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
+
+
+@dataclass(slots=True)
+class Trace:
+    """What the one log line of a request will say, filled in on the way."""
+
+    request_id: str
+    user: User | None = None
+    task_id: str | None = None
+    outcome: str | None = None
+    held_seconds: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+
+class Observer:
+    """Counts and logs. `clock_offset`: how far the database's clock is behind ours, in seconds."""
+
+    def __init__(self, metrics: Metrics, logging: config.Logging, clock_offset: Callable[[], float]) -> None:
+        """Count in these metrics."""
+        self.metrics = metrics
+        self._logging = logging
+        self._clock_offset = clock_offset
+
+    def request_finished(self, trace: Trace, method: str, route: str, path: str, status: int, seconds: float) -> None:
+        """Take note of a reply; `seconds` are all that the request took, the time it was held among them."""
+        took = seconds - trace.held_seconds
+        known = method if method in _METHODS else "other"  # strangers must not invent time series
+        self.metrics.count_request(route, known, str(status), took)
+        if route in _QUIET_ROUTES and status < 400:
+            return
+        if trace.outcome == "timeout" and random.random() >= self._logging.timeout_sample:
+            return
+        logs.log_reply(
+            logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
+            request_id=trace.request_id,
+            method=method,
+            path=path,
+            status=status,
+            user_id=trace.user.user_id if trace.user else None,
+            task_id=trace.task_id,
+            outcome=trace.outcome,
+            held_ms=round(trace.held_seconds * 1000, 1),
+            took_ms=round(took * 1000, 1),
+        )
+
+    def poll_finished(self, trace: Trace, outcome: str, held_seconds: float, changed: Sequence[Task] = ()) -> None:
+        """Take note of how a poll ended; `changed`: what it tells that the client hadn't seen."""
+        trace.outcome, trace.held_seconds = outcome, held_seconds
+        self.metrics.count_poll(outcome, held_seconds)
+        if held_seconds:
+            now = time.time() - self._clock_offset()
+            for task in changed:
+                self.metrics.wake_latency_seconds.observe(max(now - task.updated_at, 0.0))

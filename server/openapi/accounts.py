@@ -1,0 +1,124 @@
+"""Accounts and tokens."""
+
+from __future__ import annotations
+
+from server.errors import AddressTaken, NotFound, PayloadTooLarge, UnsupportedMedia, WrongCredentials
+from server.openapi.parts import HTML, Json, body, operation, parameters, redirect, reply, schema
+from server.poll_replies import JSON
+
+_TAG = "Accounts"
+_FORM = "application/x-www-form-urlencoded"
+
+
+def paths() -> Json:
+    """Describe them by URL and method."""
+    return {
+        "/api/auth/register": {"post": _register()},
+        "/api/auth/login": {"post": _log_in()},
+        "/api/auth/logout": {"post": _log_out()},
+        "/api/auth/tokens": {"get": _list_tokens(), "post": _create_token()},
+        "/api/auth/tokens/{token_id}": {"delete": _revoke_token()},
+    }
+
+
+def _register() -> Json:
+    return operation(
+        "register",
+        "Make an account and log in",
+        tag=_TAG,
+        body=_credentials(),
+        replies={
+            "201": reply("Made, and logged in by cookie", schema("Account"), headers=["Set-Cookie"]),
+            "303": _sent_on(),
+        },
+        refused=[AddressTaken, PayloadTooLarge, UnsupportedMedia],
+        public=True,
+        changes=True,
+        counted=True,
+        html=True,
+    )
+
+
+def _log_in() -> Json:
+    return operation(
+        "logIn",
+        "Log in",
+        "Every login begins a new session. A wrong password and an unknown address are answered alike.",
+        tag=_TAG,
+        body=_credentials(),
+        replies={
+            "200": reply("Logged in by cookie", schema("Account"), headers=["Set-Cookie"]),
+            "303": _sent_on(),
+        },
+        refused=[WrongCredentials, PayloadTooLarge, UnsupportedMedia],
+        public=True,
+        changes=True,
+        counted=True,
+        html=True,
+    )
+
+
+def _credentials() -> Json:
+    return body({JSON: schema("Credentials"), _FORM: schema("Credentials")}, "The address and the password.")
+
+
+def _sent_on() -> Json:
+    return redirect(f"For a browser, which accepts {HTML}: logged in, on to `next`", headers=["Set-Cookie"])
+
+
+def _log_out() -> Json:
+    return operation(
+        "logOut",
+        "End the session",
+        "It ends in every process at once. Who isn't logged in is answered the same.",
+        tag=_TAG,
+        replies={
+            "204": reply("Ended", headers=["Set-Cookie"]),
+            "303": redirect("For a browser: ended, on to the login", headers=["Set-Cookie"]),
+        },
+        public=True,
+        changes=True,
+        html=True,
+    )
+
+
+def _list_tokens() -> Json:
+    return operation(
+        "listTokens",
+        "List your tokens",
+        "Without their secrets.",
+        tag=_TAG,
+        replies={"200": reply("At most 100, the newest first", schema("Tokens")), "303": _to_login()},
+        html=True,
+    )
+
+
+def _create_token() -> Json:
+    return operation(
+        "createToken",
+        "Make a token for a script",
+        "It is sent as `Authorization: Bearer …` and may do what you may, until it is revoked.",
+        tag=_TAG,
+        body=body({JSON: schema("TokenName")}, "What you will call it."),
+        replies={"201": reply("Its secret is in this answer and nowhere else", schema("NewToken"))},
+        refused=[PayloadTooLarge, UnsupportedMedia],
+        changes=True,
+        html=True,
+    )
+
+
+def _revoke_token() -> Json:
+    return operation(
+        "revokeToken",
+        "End a token",
+        tag=_TAG,
+        takes=parameters("token_id"),
+        replies={"204": reply("Ended, in every process at once")},
+        refused=[NotFound],
+        changes=True,
+        html=True,
+    )
+
+
+def _to_login() -> Json:
+    return redirect("For a browser that isn't logged in: to the login")

@@ -1,0 +1,152 @@
+"""What people look at, and what operators and load balancers ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.errors import NotFound, Problem, TaskNotFound
+from server.metrics import CONTENT_TYPE
+from server.openapi.parts import Json, operation, page, parameters, redirect, reply, schema
+
+_PAGES = "Pages"
+_OPERATION = "Operation"
+
+
+def paths() -> Json:
+    """Describe them by URL and method."""
+    return {
+        "/": {"get": _page("createPage", "Create pictures and watch them")},
+        "/tasks": {"get": _page("historyPage", "Your pictures", takes=parameters("limit", "cursor", "status"))},
+        "/tasks/{task_id}": {
+            "get": _page("taskPage", "One picture", takes=parameters("task_id"), refused=[TaskNotFound])
+        },
+        "/login": {"get": _account_page("loginPage", "The form to log in")},
+        "/register": {"get": _account_page("registerPage", "The form to sign up")},
+        "/ops": {"get": _page("figuresPage", "The figures of this process")},
+        "/docs": {"get": _page("docsPage", "This description, to read", public=True)},
+        "/static/{filename}": {"get": _static()},
+        "/ops/figures": {"get": _figures()},
+        "/healthz": {"get": _health()},
+        "/readyz": {"get": _readiness()},
+        "/metrics": {"get": _metrics()},
+        "/openapi.json": {"get": _description()},
+    }
+
+
+def _page(
+    name: str,
+    summary: str,
+    *,
+    takes: Sequence[Json] = (),
+    refused: Sequence[type[Problem]] = (),
+    public: bool = False,
+) -> Json:
+    elsewhere = {} if public else {"303": redirect("For a browser that isn't logged in: to the login")}
+    return operation(
+        name,
+        summary,
+        tag=_PAGES,
+        takes=takes,
+        replies={"200": page("The page"), **elsewhere},
+        refused=refused,
+        public=public,
+        html=True,
+    )
+
+
+def _account_page(name: str, summary: str) -> Json:
+    return operation(
+        name,
+        summary,
+        tag=_PAGES,
+        takes=parameters("next"),
+        replies={"200": page("The form"), "303": redirect("Logged in already: on to `next`")},
+        public=True,
+        html=True,
+    )
+
+
+def _static() -> Json:
+    return operation(
+        "getStatic",
+        "A file that the pages need",
+        "`longpoll.js` is the client for one task, which other pages may use too: it needs `api.js` and `pursuit.js`.",
+        tag=_PAGES,
+        takes=parameters("filename"),
+        replies={
+            "200": reply("The file", {"type": "string", "format": "binary"}, media="*/*", headers=["ETag"]),
+            "206": reply("A part of it", {"type": "string", "format": "binary"}, media="*/*", headers=["ETag"]),
+            "304": reply("You have it already", headers=["ETag"]),
+            "412": reply("It isn't what `If-Match` or `If-Unmodified-Since` names"),
+            "416": reply("It has no such part"),
+        },
+        refused=[NotFound],
+        public=True,
+        html=True,
+    )
+
+
+def _figures() -> Json:
+    return operation(
+        "getFigures",
+        "The figures of this process",
+        "Sums over everybody, nothing of anybody's own. For people who are logged in, as `/ops` is; programs read"
+        " `/metrics`, which says more.",
+        tag=_OPERATION,
+        replies={
+            "200": reply("The figures", schema("Figures")),
+            "303": redirect("For a browser that isn't logged in: to the login"),
+        },
+        html=True,
+    )
+
+
+def _health() -> Json:
+    return operation(
+        "getHealth",
+        "Is it alive?",
+        tag=_OPERATION,
+        replies={"200": reply("This process runs and its loop turns", schema("Health"))},
+        public=True,
+        html=True,
+    )
+
+
+def _readiness() -> Json:
+    made = operation(
+        "getReadiness",
+        "Is it ready?",
+        "Ready: notifications are proven to arrive, so Postgres can be reached; nothing has died; it doesn't stop.",
+        tag=_OPERATION,
+        replies={"200": reply("It is", schema("Readiness"))},
+        public=True,
+        html=True,
+    )
+    responses = made["responses"]
+    assert isinstance(responses, dict)
+    responses["503"] = reply("It isn't", schema("Readiness"), headers=["Retry-After"])
+    return made
+
+
+def _metrics() -> Json:
+    return operation(
+        "getMetrics",
+        "All metrics",
+        "In the text format of Prometheus. Nothing of anybody's tasks is in them; a proxy in front should still keep"
+        " them to the operators.",
+        tag=_OPERATION,
+        replies={"200": reply("The metrics", {"type": "string"}, media=CONTENT_TYPE.partition(";")[0])},
+        public=True,
+        html=True,
+    )
+
+
+def _description() -> Json:
+    return operation(
+        "getDescription",
+        "This description",
+        tag=_OPERATION,
+        replies={"200": reply("OpenAPI 3.1", {"type": "object"})},
+        public=True,
+        html=True,
+    )

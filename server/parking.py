@@ -1,0 +1,384 @@
+"""Holding a poll without a coroutine: its connection is parked.
+
+What aiohttp keeps of a request that is under way (a task with its frames, the request, the parser) is about 9 KB, and
+none of it is needed while nothing happens. So the router, the middlewares and the handler run as ever, up to the moment
+at which the poll has to wait. Then the handler returns `PARKED`. Where aiohttp would write that reply, the transport
+is moved to a `Connection`, and everything of aiohttp's is let go. Whatever ends the poll calls the connection, which
+writes the reply in one piece. What the client sends next is a request for aiohttp, or the same poll asked again.
+
+    accept ──▶ Connection (idle) ──first bytes──▶ PollHandler ──▶ middlewares ──▶ handlers/status
+                  ▲      │  ▲                                                         │ PARKED.prepare()
+                  │      │  └── the same poll, ──┐                                    │ set_protocol
+                  │      └───── a newer version ─┴──▶ Connection (holds a poll) ◀─────┘
+                  └──────────────── reply ─────────────────┘      ▲
+                                                                  └── change, deadline, drain, …
+
+A request that this doesn't fit (TLS, HTTP/1.0, `Connection: close`, a body, more requests behind it) is held by its
+coroutine, which waits for the same board and keeps the same promises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import secrets
+import ssl
+import time
+from collections import deque
+from typing import Final, cast
+
+from aiohttp import web
+from aiohttp.http import HttpVersion11
+
+from server import logs, poll_replies, repeats, wire
+from server.errors import Problem, TooManyRequests, Unavailable
+from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
+from server.poll_handler import PollHandler, PollServer
+from server.poll_replies import Manner
+from server.rates import Rates
+from server.repeats import Again
+from server.storage.sessions import Sessions
+from server.storage.tasks import Task
+from server.waiting.polling import Answer, ParkedPoll, Polling
+
+STATUS_ROUTE: Final = "/api/generate/status"
+KEEPALIVE_SECONDS: Final = 75.0
+# Requests that a client sends without waiting for the answer to its poll; beyond, it is read no further.
+_MOST_EARLY_BYTES: Final = 64 * 1024
+# How many requests may be begun in one turn of the loop.
+_BEGUN_AT_ONCE: Final = 32
+# Beside those of clients: the pool, the listener, pictures, static files, whoever asks how the process is.
+_DESCRIPTORS_BESIDE: Final = 128
+_UNWELCOME_SECONDS: Final = 1.0
+
+
+class Parking:
+    """All connections that aiohttp doesn't serve just now, and what they need to serve themselves."""
+
+    def __init__(
+        self,
+        observer: Observer,
+        polling: Polling[Task],
+        sessions: Sessions,
+        rates: Rates,
+        *,
+        enabled: bool,
+        most_descriptors: int,
+    ) -> None:
+        """Join those whom a request would meet on its way, for the polls that are asked again.
+
+        `most_descriptors`: how many this process may have. The last ones are for the database and for files.
+        """
+        self.observer = observer
+        self.polling = polling
+        self.sessions = sessions
+        self.rates = rates
+        self._enabled = enabled
+        self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
+        self._idle: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._queue: deque[Connection] = deque()
+
+    @property
+    def closing(self) -> bool:
+        """Whether this process stops: nothing more is parked, and connections end with their answers."""
+        return self.polling.waiters.draining
+
+    def admits(self, request: web.Request) -> bool:
+        """Whether this request may be held without its coroutine."""
+        handler, transport = request.protocol, request.transport
+        return (
+            self._enabled
+            and not self.closing
+            and isinstance(handler, PollHandler)
+            and handler.is_done_reading
+            and request.method == "GET"
+            and request.version == HttpVersion11
+            and request.keep_alive
+            and not request.body_exists
+            and transport is not None
+            and not transport.get_write_buffer_size()
+            and not isinstance(transport.get_extra_info("sslcontext"), ssl.SSLContext)
+        )
+
+    def connect(self, server: PollServer) -> Connection:
+        """Return the protocol of a new connection."""
+        return Connection(self, server)
+
+    def connection(self, request: web.Request) -> Connection:
+        """Return what will hold an admitted request, once it has a poll and the handler has returned `PARKED`."""
+        return Connection(self, cast(PollServer, _handler(request).server))
+
+    @staticmethod
+    def bytes_of(request: web.Request) -> bytes:
+        """Return the bytes of an admitted request if they are known, else nothing."""
+        return _handler(request).only_request
+
+    def has_room_for(self, transport: asyncio.Transport) -> bool:
+        """Whether this connection leaves enough descriptors for everything else: the system gives the lowest first."""
+        opened = transport.get_extra_info("socket")
+        return opened is None or opened.fileno() < self._highest_descriptor
+
+    def begin_idling(self, connection: Connection) -> None:
+        """Close the connection if nothing comes for long. One timer for all: they stand in the order of their ends."""
+        loop = asyncio.get_running_loop()
+        self._idle[connection] = end = loop.time() + KEEPALIVE_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_at(end, self._close_the_oldest)
+
+    def end_idling(self, connection: Connection) -> None:
+        """Leave the connection open."""
+        self._idle.pop(connection, None)
+
+    def hand_over(self, connection: Connection) -> None:
+        """Let aiohttp have the connection, in its turn."""
+        self._queue.append(connection)
+        if len(self._queue) == 1:
+            asyncio.get_running_loop().call_soon(self._hand_over_some)
+
+    def _hand_over_some(self) -> None:
+        # A crowd that comes at once would have all of aiohttp's objects made at once, and memory once taken is kept.
+        loop = asyncio.get_running_loop()
+        for _ in range(min(len(self._queue), _BEGUN_AT_ONCE)):
+            loop.call_soon(self._queue.popleft().proceed)
+        if self._queue:
+            loop.call_soon(self._hand_over_some)
+
+    def close(self) -> None:
+        """Close every connection that waits for a request; those with a poll are closed as they are answered."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for connection in list(self._idle):
+            connection.close()
+
+    def _close_the_oldest(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for connection, end in list(self._idle.items()):
+            if end > loop.time():
+                self._timer = loop.call_at(end, self._close_the_oldest)
+                return
+            connection.close()
+
+
+class Connection(asyncio.Protocol):
+    """A connection without a request: new, or parked with a poll, or waiting for what its client asks next."""
+
+    __slots__ = (
+        "_again",
+        "_early",
+        "_manner",
+        "_parking",
+        "_poll",
+        "_server",
+        "_trace",
+        "_transport",
+        "_unwelcome",
+        "_writing_paused",
+    )
+
+    def __init__(self, parking: Parking, server: PollServer) -> None:
+        """Begin without a transport: the event loop brings it, or `take_over`."""
+        self._parking = parking
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._poll: ParkedPoll[Task] | None = None
+        self._trace: Trace | None = None
+        self._manner = poll_replies.PLAIN
+        self._again: Again | None = None
+        self._early = b""
+        self._writing_paused = False
+        self._unwelcome = False
+
+    # What holds a poll -------------------------------------------------------------------------------------------------
+
+    def hold(self, poll: ParkedPoll[Task], trace: Trace, manner: Manner, again: Again | None) -> None:
+        """Wait for this poll's answer, of which it tells `answer`. `again`: how to know the poll when it comes again."""
+        self._poll, self._trace, self._manner, self._again = poll, trace, manner, again
+
+    def take_over(self, handler: PollHandler) -> None:
+        """Take the transport from aiohttp's handler; if the client has just left, the poll ends here."""
+        transport = handler.transport
+        if transport is None or transport.is_closing():
+            self._end_unheard()
+            return
+        self._transport = transport
+        transport.set_protocol(self)
+        handler.let_go()
+
+    def abandon(self) -> None:
+        """Have the poll forgotten: its client has gone."""
+        poll, self._poll = self._poll, None
+        if poll is not None and self._trace is not None:
+            self._parking.observer.poll_finished(self._trace, CLIENT_GONE, poll.abandon())
+
+    def _end_unheard(self) -> None:
+        self.abandon()
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            self._finish(trace, STATUS_OF_NOBODY)
+
+    # The answer --------------------------------------------------------------------------------------------------------
+
+    def answer(self, answer: Answer[Task]) -> None:
+        """Write the reply, and wait for the next request or close."""
+        self._poll = None
+        trace, transport = self._trace, self._transport
+        assert trace is not None, "answered once"
+        assert transport is not None, "parked"
+        self._trace = None
+        close = self._parking.closing
+        transport.write(self._reply(answer, trace, close=close))
+        if close:
+            transport.close()
+            return
+        self._parking.begin_idling(self)
+        if self._early:
+            self._parking.hand_over(self)
+
+    def _reply(self, answer: Answer[Task], trace: Trace, *, close: bool) -> bytes:
+        outcome = poll_replies.outcome(answer)
+        try:
+            if answer.snapshot is None:
+                reply = poll_replies.compose_problem(poll_replies.missing(answer), trace.request_id)
+            else:
+                reply = poll_replies.compose(answer.snapshot, answer, self._manner)
+        except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
+            self._parking.observer.metrics.crashes.inc()
+            logs.log.error(logs.REQUEST_CRASHED, request_id=trace.request_id, path=STATUS_ROUTE, exc_info=error)
+            reply = poll_replies.compose_problem(Problem(), trace.request_id)
+        changed = (answer.snapshot,) if answer.snapshot is not None and answer.changed else ()
+        self._parking.observer.poll_finished(trace, outcome, answer.held_seconds, changed)
+        self._finish(trace, reply[0])
+        return wire.reply_bytes(*reply, request_id=trace.request_id, close=close)
+
+    def _finish(self, trace: Trace, status: int) -> None:
+        seconds = time.perf_counter() - trace.started
+        self._parking.observer.request_finished(trace, "GET", STATUS_ROUTE, STATUS_ROUTE, status, seconds)
+
+    # The next request --------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Keep what comes before the answer; what comes after it is the same poll again, or a request for aiohttp."""
+        if self._unwelcome:
+            self._refuse()
+            return
+        if self._poll is None and not self._early and self._ask_again(data):
+            return
+        if self._poll is None and not self._early:
+            self._parking.hand_over(self)
+        self._early += data
+        if len(self._early) > _MOST_EARLY_BYTES and self._transport is not None:
+            self._transport.pause_reading()
+
+    def _ask_again(self, data: bytes) -> bool:
+        """Hold the poll if it is the last one with another version, and still nothing but waiting will do."""
+        again, parking = self._again, self._parking
+        if again is None or self._writing_paused:
+            return False
+        found = repeats.read(data)
+        if found is None or found[0] != again.request:
+            return False
+        user = parking.sessions.recall(again.credential)
+        if user is None or user.user_id != again.question.user_id:
+            return False
+        with contextlib.suppress(TooManyRequests):
+            parking.rates.check_poll(user.user_id)
+            question = again.question.about(found[1])
+            poll = parking.polling.park_at_once(question, self.answer)
+            if poll is not None:
+                parking.end_idling(self)
+                self._poll, self._trace = poll, Trace(secrets.token_hex(8), user, question.task_id)
+                return True
+        return False
+
+    def _refuse(self) -> None:
+        """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
+        trace, transport = Trace(secrets.token_hex(8)), self._transport
+        if transport is not None and not transport.is_closing():
+            wait = random.uniform(2, 8)  # spread out, or everybody comes back at once
+            problem = Unavailable("This process has all the connections that it can have.", retry_after=wait)
+            reply = poll_replies.compose_problem(problem, trace.request_id)
+            self._parking.observer.request_finished(trace, "other", "full", "full", reply[0], 0.0)
+            transport.write(wire.reply_bytes(*reply, request_id=trace.request_id, close=True))
+            transport.close()
+
+    def proceed(self) -> None:
+        """Give the connection to a handler of aiohttp's, with what has come."""
+        transport = self._transport
+        if self._writing_paused or transport is None or transport.is_closing():
+            return  # a client that doesn't read its answers has no more requests heard
+        handler = self._server.handler()
+        self._parking.end_idling(self)
+        early, self._early = self._early, b""
+        self._transport = self._again = None
+        transport.resume_reading()
+        transport.set_protocol(handler)
+        handler.connection_made(transport)
+        handler.data_received(early)
+        asyncio.get_running_loop().call_soon(self._server.begun, self)  # behind aiohttp's first step
+
+    # What the transport tells ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._parking.begin_idling(self)
+        if not self._parking.has_room_for(self._transport):
+            self._unwelcome = True
+            asyncio.get_running_loop().call_later(_UNWELCOME_SECONDS, self.close)
+
+    def pause_writing(self) -> None:
+        """Hand nothing over while the client doesn't read: aiohttp's handler must begin with an empty buffer."""
+        self._writing_paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """Go on with what has come meanwhile."""
+        self._writing_paused = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+        if self._poll is None and self._early:
+            self._parking.hand_over(self)
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """Let the poll go, or stop waiting for a request."""
+        self._transport = None
+        self._parking.end_idling(self)
+        self._end_unheard()
+
+    def close(self) -> None:
+        """Close: no request has come for long, or the process stops."""
+        if self._transport is not None:
+            self._transport.close()
+
+
+# What aiohttp must know of it ------------------------------------------------------------------------------------------
+
+
+class _Parked(web.StreamResponse):
+    """Stands for the reply of a poll that is parked. Writing it means handing its connection over."""
+
+    @property
+    def keep_alive(self) -> bool:
+        """Have aiohttp end its own work on this connection."""
+        return False
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Hand the connection over."""
+        request[CONNECTION].take_over(_handler(request))
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Write nothing: the reply comes later, and from elsewhere."""
+
+
+def _handler(request: web.BaseRequest) -> PollHandler:
+    handler = request.protocol
+    assert isinstance(handler, PollHandler), "admitted"
+    return handler
+
+
+CONNECTION: Final = web.RequestKey("parked connection", Connection)
+PARKED: Final = _Parked()

@@ -1,0 +1,56 @@
+"""Recognises the same poll asked again: a request that differs from the last one in nothing but its version.
+
+A client that follows a task sends the same bytes over and over, but for a number. Who asks, what for and how long it
+waits were read from them once, by aiohttp and our handlers; as long as the rest is the same to the last bit, so is what
+they would read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from server.waiting.polling import Question
+
+_END: Final = b"\r\n\r\n"
+_LONGEST: Final = 8192
+# Nothing percent-encoded, or the same parameter might be there in another spelling.
+_POLL: Final = re.compile(
+    rb"GET /api/generate/status\?([!$&-*,-~]*&)?version=([0-9]{1,18})(&[!$&-*,-~]*)? HTTP/1\.1\r\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """What a poll was but for its version: two that are equal differ in nothing else."""
+
+    digest: bytes
+    position: int
+
+
+@dataclass(slots=True)
+class Again:
+    """What must be known to answer the same poll again: the bytes it was, whose it was, and what they asked."""
+
+    request: Repeatable
+    credential: str
+    question: Question
+
+
+def read(data: bytes) -> tuple[Repeatable, int] | None:
+    """Return what may be repeated and the version it names; None if this isn't one whole poll of the plain kind.
+
+    Cookies and tokens are in the digest, so it is one that nobody can forge: a proxy may send requests of several
+    people over the same connection.
+    """
+    if len(data) > _LONGEST or data.find(_END) != len(data) - len(_END):
+        return None
+    found = _POLL.match(data)
+    if found is None or data.count(b"version=", 0, found.end()) > 1:
+        return None
+    start, end = found.span(2)
+    digest = hashlib.blake2b(data[:start], digest_size=16)
+    digest.update(data[end:])
+    return Repeatable(digest.digest(), start), int(found[2])

@@ -1,0 +1,107 @@
+"""Holds replies against the description of the API: whatever a test asks for, the answer must be as described."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections import Counter
+from typing import Any
+
+from aiohttp import web
+from jsonschema import Draft202012Validator, FormatChecker
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
+
+# What HTTP itself adds, or a file that is sent.
+UNDESCRIBED = {
+    "Content-Type", "Content-Length", "Date", "Server", "Connection", "Transfer-Encoding", "Accept-Ranges",
+    "Last-Modified", "Content-Range", "Content-Encoding", "Vary",
+}  # fmt: skip
+_ENOUGH = 50  # of one kind, for tests that ask for the same thousands of times
+_ROOT = "urn:description"
+# Whose `default` tells what a URL may answer that isn't described, for it doesn't exist.
+_ANYWHERE = ("paths", "/healthz", "get")
+
+
+class Contract:
+    """One description, and what was seen of it."""
+
+    def __init__(self, document: Any) -> None:
+        self.document = document
+        self.seen: Counter[tuple[str, str, int]] = Counter()
+        self.faults: list[str] = []
+        resource = Resource.from_contents(document, default_specification=DRAFT202012)
+        self._registry = Registry().with_resource(_ROOT, resource)
+        self._formats = FormatChecker(["uuid"])
+        self._formats.checks("date-time", raises=ValueError)(_is_moment)
+
+    def validator(self, *path: str) -> Draft202012Validator:
+        """Return what checks instances against the schema at this place of the document."""
+        pointer = "/".join(part.replace("~", "~0").replace("/", "~1") for part in path)
+        return Draft202012Validator(
+            {"$ref": f"{_ROOT}#/{pointer}"}, registry=self._registry, format_checker=self._formats
+        )
+
+    async def check(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Check a reply just before it is sent; for `on_response_prepare`."""
+        resource = request.match_info.route.resource
+        url = resource.canonical if resource is not None else ""
+        method = "GET" if request.method == "HEAD" else request.method
+        self.seen[method, url, response.status] += 1
+        if self.seen[method, url, response.status] > _ENOUGH:
+            return
+        place = ("paths", url, method.lower()) if url else _ANYWHERE
+        where = f"{request.method} {request.path_qs} -> {response.status}"
+        self.faults += [f"{where}: {fault}" for fault in self._faults(place, response)]
+
+    def _faults(self, place: tuple[str, ...], response: web.StreamResponse) -> list[str]:
+        replies = self._find(*place, "responses")
+        status = str(response.status)
+        if status not in replies:
+            if response.status not in ({403, 404, 405, 417, 500} if place == _ANYWHERE else {404, 405, 417, 500}):
+                return ["this status is not described"]
+            status = "default"
+        described = replies[status]
+        return [
+            *self._faults_of_headers(described["headers"], response),
+            *self._faults_of_content((*place, "responses", status), described.get("content", {}), response),
+        ]
+
+    def _faults_of_headers(self, described: Any, response: web.StreamResponse) -> list[str]:
+        given = {name.title(): value for name, value in response.headers.items()}
+        faults = [
+            f"header {name} is not described" for name in given if name not in _titles({*described, *UNDESCRIBED})
+        ]
+        for name in described:
+            header = self._find("components", "headers", name)
+            if name.title() in given:
+                validator = self.validator("components", "headers", name, "schema")
+                faults += [f"header {name}: {error.message}" for error in validator.iter_errors(given[name.title()])]
+            elif header["required"]:
+                faults.append(f"header {name} is missing")
+        return faults
+
+    def _faults_of_content(self, place: tuple[str, ...], described: Any, response: web.StreamResponse) -> list[str]:
+        body = response.body if isinstance(response, web.Response) else None
+        if not described:
+            return ["there should be no content"] if body else []
+        if response.content_type not in described:
+            return [] if "*/*" in described else [f"{response.content_type} is not described"]
+        if not response.content_type.endswith("json") or not isinstance(body, bytes):
+            return []
+        validator = self.validator(*place, "content", response.content_type, "schema")
+        return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(json.loads(body))]
+
+    def _find(self, *path: str) -> Any:
+        found = self.document
+        for part in path:
+            found = found[part]
+        return found
+
+
+def _titles(names: set[str]) -> set[str]:
+    return {name.title() for name in names}
+
+
+def _is_moment(value: object) -> bool:
+    return not isinstance(value, str) or dt.datetime.fromisoformat(value).tzinfo is not None

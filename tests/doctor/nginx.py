@@ -1,0 +1,50 @@
+"""nginx in front of a server, set up as somebody might."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from tests.conftest import until
+from tests.programs import program
+
+_SETTINGS = """
+daemon off; master_process off; pid {folder}/pid; error_log stderr;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{ proxy_pass http://127.0.0.1:{server}; {directives} }}
+  }}
+}}
+"""
+
+
+@contextlib.asynccontextmanager
+async def nginx(folder: Path, server: int, directives: str) -> AsyncIterator[str]:
+    """Run nginx in front of the server at this port for the block; gives its URL."""
+    command = program("nginx", "nginx-light")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    settings = folder / "nginx.conf"
+    settings.write_text(_SETTINGS.format(folder=folder, port=port, server=server, directives=directives))
+    process = await asyncio.create_subprocess_exec(command, "-e", "stderr", "-p", folder, "-c", settings)
+    try:
+        await until(lambda: process.returncode is not None or _accepts(port))
+        assert process.returncode is None, f"nginx ended with {process.returncode}"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

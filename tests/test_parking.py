@@ -1,0 +1,538 @@
+"""Polls that are held without a coroutine: the replies are the same, aiohttp's objects are gone, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from server import keys, parking, poll_replies, repeats
+from server.config import Config
+from server.poll_handler import PollHandler, PollServer
+from server.waiting.polling import ParkedPoll
+from server.waiting.waiters import TaskHold
+from tests.conftest import Enter, Person, Sql, Start, until
+from tests.raw_http import Connection, Reply, connect_to, request, secret_of, status_request
+
+PROCESSING = "UPDATE public.image_generations SET status = 'processing', message = 'note ' || version"
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    """Park, whatever else the tests are run with."""
+    return config.replace(polling={"park": True})
+
+
+def server_of(person: Person) -> PollServer:
+    server = person.http.server.runner.server  # type: ignore[attr-defined]
+    assert isinstance(server, PollServer)
+    return server
+
+
+def kinds_held(person: Person) -> list[type]:
+    return sorted((type(hold) for hold in person.app[keys.WAITERS]._held), key=str)
+
+
+async def is_parked(person: Person) -> None:
+    await until(lambda: kinds_held(person) == [ParkedPoll])
+
+
+# What is left of aiohttp -----------------------------------------------------------------------------------------------
+
+
+def handlers_alive() -> int:
+    return sum(isinstance(each, PollHandler) for each in gc.get_objects())
+
+
+async def test_while_a_poll_is_parked_nothing_of_aiohttps_is_alive(alice: Person, sql: Sql) -> None:
+    """Without the garbage collector: with cycles in it, a crowd would be swept up rarely and all at once."""
+    task_id = await alice.create()
+    gc.collect()
+    gc.disable()
+    try:
+        alive = handlers_alive()  # that of the connection which has made the task
+        async with connect_to(alice) as connection:
+            for version in range(1, 4):
+                # In pieces, so that each is a request for aiohttp.
+                text = status_request(alice, task_id, version=version)
+                await connection.send(text[:20])
+                await until(lambda: handlers_alive() == alive + 1)
+                await connection.send(text[20:])
+                await is_parked(alice)
+                await until(lambda: handlers_alive() == alive)
+                assert not [task for task in asyncio.all_tasks() if "_handle_request" in repr(task)]
+                sql(PROCESSING)
+                assert (await connection.reply()).status == 200
+    finally:
+        gc.enable()
+
+
+async def test_a_crowd_that_comes_at_once_is_begun_a_few_at_a_time(
+    start: Start, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await enter(await start(polling={"max_held_per_user": 500}))
+    task_id = await alice.create()
+    await alice.status(task_id, wait=0)  # now it is known: whoever asks for it needs no read
+    most = 0
+    make = PollServer.handler
+
+    def handler(server: PollServer) -> PollHandler:
+        nonlocal most
+        most = max(most, len(server.connections))
+        return make(server)
+
+    monkeypatch.setattr(PollServer, "handler", handler)
+    asked = [connect_to(alice) for _ in range(400)]
+    connections = await asyncio.gather(*(each.__aenter__() for each in asked))
+    for connection in connections:
+        connection.writer.write(status_request(alice, task_id, version=1).encode())
+    await until(lambda: alice.held == 400)
+    await asyncio.gather(*(each.__aexit__(None, None, None) for each in asked))
+    assert most <= 4 * parking._BEGUN_AT_ONCE
+
+
+# The same replies ------------------------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A poll that is held, and how to end it."""
+
+    def __init__(self, person: Person, sql: Sql, task_id: str) -> None:
+        self.person = person
+        self.sql = sql
+        self.task_id = task_id
+
+    async def change(self) -> None:
+        self.sql(PROCESSING)
+
+    async def complete(self) -> None:
+        self.sql("UPDATE public.image_generations SET status = 'completed', result = '/x'")
+
+    async def delete(self) -> None:
+        self.sql("DELETE FROM public.image_generations")
+
+    async def go_back(self) -> None:
+        self.sql("ALTER TABLE public.image_generations DISABLE TRIGGER USER")
+        self.sql("UPDATE public.image_generations SET version = 1")
+        self.person.app[keys.BOARD].doubt(self.task_id)
+
+    async def drain(self) -> None:
+        self.person.app[keys.WAITERS].drain(0)
+
+    async def time_out(self) -> None:
+        pass
+
+    async def ask_again(self) -> None:
+        """In another connection, by the same page or the same user."""
+        await self.person.status(self.task_id, version=1, wait=0.1, c="page")
+
+
+ENDINGS: list[tuple[Callable[[Stage], Awaitable[None]], dict[str, Any], str]] = [
+    (Stage.change, {}, ""),
+    (Stage.change, {"until": "status"}, ""),
+    (Stage.complete, {"until": "terminal"}, ""),
+    (Stage.delete, {}, ""),
+    (Stage.go_back, {"version": 2}, ""),
+    (Stage.drain, {}, ""),
+    (Stage.time_out, {"wait": "0.3"}, ""),
+    (Stage.time_out, {"wait": "0.3", "version": None}, ""),
+    (Stage.time_out, {"wait": "0.3", "version": None}, 'If-None-Match: "{task_id}.1"\r\n'),
+    (Stage.change, {"version": None}, 'If-None-Match: "{task_id}.1"\r\n'),
+    (Stage.time_out, {}, "Prefer: wait=1\r\n"),
+    (Stage.change, {}, "Prefer: wait=20, respond-async\r\n"),
+    (Stage.ask_again, {"c": "page"}, ""),
+    (Stage.ask_again, {}, ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("end", "query", "header"), ENDINGS, ids=[f"{end.__name__}-{query}{header[:13]}" for end, query, header in ENDINGS]
+)
+async def test_a_parked_poll_is_answered_to_the_letter_as_by_a_coroutine(
+    start: Start, enter: Enter, sql: Sql, end: Callable[[Stage], Awaitable[None]], query: dict[str, Any], header: str
+) -> None:
+    replies, closes = [], []
+    named = {"version": 1} | query
+    for park, kind in ((True, ParkedPoll), (False, TaskHold)):
+        sql("DELETE FROM public.image_generations")
+        sql("ALTER TABLE public.image_generations ENABLE TRIGGER USER")
+        alice = await enter(await start(polling={"park": park, "max_held_per_user": 1}))
+        task_id = await alice.create()
+        if named["version"] == 2:
+            sql(PROCESSING)
+        text = status_request(alice, task_id, **{name: value for name, value in named.items() if value is not None})
+        async with connect_to(alice) as connection:
+            await connection.send(text[:-2] + header.format(task_id=task_id) + "\r\n")
+            await until(lambda alice=alice, kind=kind: kinds_held(alice) == [kind])  # type: ignore[misc]
+            await end(Stage(alice, sql, task_id))
+            reply = await connection.reply()
+            replies.append(_comparable(reply, task_id))
+            closes.append(reply.headers.get("connection") == "close" and await connection.is_closed())
+    assert replies[0] == replies[1]
+    assert closes[0] == closes[1]
+
+
+def _comparable(reply: Reply, task_id: str) -> dict[str, Any]:
+    """Return all of a reply but for what differs from one to the next: times, ids, and what is drawn by chance."""
+    text = reply.body.decode().replace(task_id, "TASK")
+    text = re.sub(r'"(waitedMs|retryAfterMs)":(\d+)', lambda found: f'"{found[1]}":{bool(int(found[2]))}', text)
+    text = re.sub(r'"(\w+At)":"[^"]*"', r'"\1":"TIME"', text)
+    text = re.sub(r'"instance":"[0-9a-f]{16}"', '"instance":"ID"', text)
+    headers = dict(reply.headers)
+    assert re.fullmatch(r"hold;dur=\d+\.\d", headers.pop("server-timing", "hold;dur=0.0"))
+    assert re.fullmatch(r"[0-9a-f]{16}", headers.pop("x-request-id"))
+    headers.pop("date")
+    if "content-length" in headers:
+        assert int(headers.pop("content-length")) == len(reply.body)
+    return {"line": reply.line, "headers": {k: v.replace(task_id, "TASK") for k, v in headers.items()}, "body": text}
+
+
+async def test_a_reply_that_cannot_be_made_is_a_500_and_counted(
+    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a secret detail")
+
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await connection.send(status_request(alice, task_id, version=1))
+        await is_parked(alice)
+        monkeypatch.setattr(poll_replies, "compose", broken)
+        sql(PROCESSING)
+        reply = await connection.reply()
+    assert (reply.status, json.loads(reply.body)["code"]) == (500, "internal_server_error")
+    assert b"secret" not in reply.body
+    assert alice.metric("longpoll_request_crashes_total") == 1
+
+
+# What isn't parked -----------------------------------------------------------------------------------------------------
+
+
+def _closing(text: str) -> str:
+    return text[:-2] + "Connection: close\r\n\r\n"
+
+
+def _with_body(text: str) -> str:
+    return text[:-2] + "Content-Length: 4\r\n\r\n\r\n\r\n"  # which ends as a request without one does
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_closing, _with_body, lambda text: text.replace("HTTP/1.1", "HTTP/1.0"), lambda text: text + text,
+     lambda text: text + "GET /healthz HTTP/1.1\r\nHost: x\r\n"],
+    ids=["Connection: close", "a body", "HTTP/1.0", "another request behind it", "half a request behind it"],
+)  # fmt: skip
+async def test_a_request_that_cannot_be_parked_is_held_by_its_coroutine(
+    alice: Person, sql: Sql, change: Callable[[str], str]
+) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await connection.send(change(status_request(alice, task_id, version=1)))
+        await until(lambda: kinds_held(alice) == [TaskHold])
+        sql(PROCESSING)
+        assert json.loads((await connection.reply()).body)["poll"]["reason"] == "change"
+
+
+async def test_half_a_request_behind_a_poll_is_answered_when_the_rest_has_come(alice: Person, sql: Sql) -> None:
+    """Whether the first half came together with the poll, or while it was parked."""
+    task_id = await alice.create()
+    for together in (True, False):
+        async with connect_to(alice) as connection:
+            poll, half = status_request(alice, task_id), request(alice, "/healthz")
+            await connection.send(poll + half[:20] if together else poll)
+            await until(lambda: alice.held == 1)
+            if not together:
+                await connection.send(half[:20])
+            sql(PROCESSING)
+            assert (await connection.reply()).status == 200
+            await connection.send(half[20:])
+            assert json.loads((await connection.reply()).body) == {"status": "ok"}
+
+
+async def test_a_poll_that_comes_in_pieces_is_parked_all_the_same(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    text = status_request(alice, task_id, version=1)
+    async with connect_to(alice) as connection:
+        handled = server_of(alice).requests_count
+        await connection.send(text[:30])
+        await until(lambda: len(server_of(alice).connections) == 2)  # the other one made the task
+        await connection.send(text[30:])
+        await is_parked(alice)
+        sql(PROCESSING)
+        assert (await connection.reply()).status == 200
+        assert server_of(alice).requests_count == handled + 1
+
+
+# The same poll again ---------------------------------------------------------------------------------------------------
+
+
+async def follow(person: Person, connection: Connection, task_id: str, version: int, **query: Any) -> None:
+    await connection.send(status_request(person, task_id, version=version, **query))
+    await is_parked(person)
+
+
+async def test_the_same_poll_with_a_newer_version_is_held_without_aiohttp(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await follow(alice, connection, task_id, 1, c="page", wait=25)
+        handled, statements = server_of(alice).requests_count, alice.metric("longpoll_database_statements")
+        seen = {(await _changed(connection, sql)).headers["x-request-id"]}
+        for version in range(2, 12):
+            await follow(alice, connection, task_id, version, c="page", wait=25)
+            reply = await _changed(connection, sql)
+            assert json.loads(reply.body)["data"]["version"] == version + 1
+            seen.add(reply.headers["x-request-id"])
+    assert len(seen) == 11, "each has an id of its own"
+    assert server_of(alice).requests_count == handled
+    assert alice.metric("longpoll_polls_total", outcome="change") == 11
+    assert alice.metric("longpoll_http_requests_total", route="/api/generate/status", method="GET", code="200") == 11
+    assert alice.metric("longpoll_database_statements") - statements < 11 + 10, "reads for the wakes, and heartbeats"
+
+
+async def _changed(connection: Connection, sql: Sql) -> Reply:
+    sql(PROCESSING)
+    return await connection.reply()
+
+
+async def test_the_same_poll_again_is_counted_and_refused_beyond_the_rate(start: Start, enter: Enter, sql: Sql) -> None:
+    alice = await enter(await start(limits={"enabled": True, "poll": "3 per hour"}))
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        for version in (1, 2, 3):
+            await follow(alice, connection, task_id, version)
+            await _changed(connection, sql)
+        await connection.send(status_request(alice, task_id, version=4))
+        assert (await connection.reply()).status == 429
+
+
+async def test_whoever_has_logged_out_is_not_held_again(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        text = status_request(alice, task_id, version=1)
+        await connection.send(text)
+        await is_parked(alice)
+        await _changed(connection, sql)
+        await alice.app[keys.SESSIONS].revoke(secret_of(alice))
+        await connection.send(text.replace("version=1", "version=2"))
+        assert (await connection.reply()).status == 401
+
+
+async def test_another_user_on_the_same_connection_is_another_user(alice: Person, bob: Person, sql: Sql) -> None:
+    """A proxy sends everybody's requests over the connections that it has."""
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await follow(alice, connection, task_id, 1)
+        await _changed(connection, sql)
+        await connection.send(status_request(bob, task_id, version=2))
+        assert (await connection.reply()).status == 404
+        await follow(alice, connection, task_id, 2)
+        assert (await _changed(connection, sql)).status == 200
+
+
+async def test_what_takes_more_than_waiting_is_answered_by_way_of_aiohttp(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        for number, (version, expected) in enumerate(((1, "immediate"), (99, "reset")), 2):
+            await follow(alice, connection, task_id, number - 1)
+            await _changed(connection, sql)
+            await connection.send(status_request(alice, task_id, version=version))
+            assert json.loads((await connection.reply()).body)["poll"]["reason"] == expected
+        await follow(alice, connection, task_id, 3)
+        sql("UPDATE public.image_generations SET status = 'completed', result = '/x'")
+        await connection.reply()
+        await connection.send(status_request(alice, task_id, version=4))
+        assert json.loads((await connection.reply()).body)["poll"] | {"waitedMs": 0} == {
+            "reason": "immediate", "changed": False, "waitedMs": 0, "next": "stop", "retryAfterMs": 0
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda text: text.replace("version=7", "version=8"), True),
+        (lambda text: text.replace("version=7", "version=0012"), True),
+        (lambda text: text.replace("wait=20", "wait=21"), False),
+        (lambda text: text.replace("Host: x", "Host: y"), False),
+        (lambda text: text.replace("GET", "HEAD"), False),
+        (lambda text: text.replace("version=7", "version=7a"), False),
+        (lambda text: text.replace("version=7", "version=-7"), False),
+        (lambda text: text.replace("version=7", "version=" + "9" * 19), False),
+        (lambda text: text.replace("version=7", "vers%69on=1&version=7"), False),
+        (lambda text: text.replace("version=7", "version=7&version=8"), False),
+        (lambda text: text.replace("version=7", "xversion=7"), False),
+        (lambda text: text.replace("?taskId", "?a=version=&taskId"), False),
+        (lambda text: text.replace("/status?", "/status/batch?"), False),
+        (lambda text: text.replace("HTTP/1.1", "HTTP/1.0"), False),
+        (lambda text: text + text, False),
+        (lambda text: text[:-1], False),
+        (lambda text: text[:-4] + "\r\nX: " + "x" * 9000 + "\r\n\r\n", False),
+    ],
+)
+def test_only_the_version_may_differ(change: Callable[[str], str], *, same: bool) -> None:
+    text = "GET /api/generate/status?taskId=t&version=7&wait=20 HTTP/1.1\r\nHost: x\r\nCookie: a=b\r\n\r\n"
+    first, second = repeats.read(text.encode()), repeats.read(change(text).encode())
+    assert first is not None
+    assert first[1] == 7
+    assert (second is not None and second[0] == first[0]) is same
+
+
+def test_digits_cannot_wander_from_the_version_into_its_surroundings() -> None:
+    texts = [f"GET /api/generate/status?a={a}&version={v}&b=1 HTTP/1.1\r\n\r\n" for a, v in (("1", "23"), ("12", "3"))]
+    first, second = (repeats.read(text.encode()) for text in texts)
+    assert first is not None
+    assert second is not None
+    assert first[0] != second[0]
+
+
+# What clients do meanwhile ---------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_sends_on_and_on_is_read_no_further_and_answered(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await follow(alice, connection, task_id, 1)
+        flood = request(alice, "/healthz") * 20_000
+        connection.writer.write(flood.encode())
+        (hold,) = alice.app[keys.WAITERS]._held
+        held_by = hold._tell.__self__  # type: ignore[attr-defined]
+        await until(lambda: len(held_by._early) > parking._MOST_EARLY_BYTES)
+        assert not held_by._transport.is_reading()
+        assert len(held_by._early) < 1_000_000
+        assert json.loads((await _changed(connection, sql)).body)["poll"]["reason"] == "change"
+        for _ in range(20_000):
+            assert (await connection.reply()).status == 200
+
+
+class DeafTransport(asyncio.Transport):
+    """One whose other end doesn't read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.protocol: asyncio.BaseProtocol | None = None
+        self.reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self.protocol = protocol
+
+
+async def test_aiohttp_gets_no_connection_whose_client_does_not_read(
+    alice: Person, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its handler takes for granted that it begins with an empty buffer."""
+    begun: list[bytes] = []
+    monkeypatch.setattr(PollHandler, "connection_made", lambda *_: None)
+    monkeypatch.setattr(PollHandler, "data_received", lambda _self, data: begun.append(data))
+    transport, connection = DeafTransport(), server_of(alice)()
+    connection.connection_made(transport)
+    connection.pause_writing()
+    assert not transport.reading
+    connection.data_received(b"GET")
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not begun
+    connection.resume_writing()
+    assert transport.reading
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert begun == [b"GET"]
+    assert isinstance(transport.protocol, PollHandler)
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+async def test_a_connection_on_which_nothing_comes_is_closed_after_a_while(
+    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch, *, asked_before: bool
+) -> None:
+    monkeypatch.setattr(parking, "KEEPALIVE_SECONDS", 0.2)
+    task_id = await alice.create()
+    async with connect_to(alice) as connection, connect_to(alice) as other:
+        if asked_before:
+            await follow(alice, connection, task_id, 1)
+            await _changed(connection, sql)
+        assert await connection.is_closed()
+        assert await other.is_closed()
+    assert not alice.app[keys.PARKING]._idle
+
+
+async def test_near_the_file_limit_a_newcomer_is_refused_politely_and_the_others_stay(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as held:
+        await follow(alice, held, task_id, 1)
+        alice.app[keys.PARKING]._highest_descriptor = 0
+        async with connect_to(alice) as refused, connect_to(alice) as silent:
+            await refused.send(status_request(alice, task_id, version=1))
+            reply = await refused.reply()
+            assert (reply.status, json.loads(reply.body)["code"]) == (503, "unavailable")
+            assert 1 < int(reply.headers["retry-after"]) < 9
+            assert await refused.is_closed()
+            assert await silent.is_closed()
+        assert (await _changed(held, sql)).status == 200
+        alice.app[keys.PARKING]._highest_descriptor = 10**6
+        async with connect_to(alice) as welcome:
+            await welcome.send(request(alice, "/healthz"))
+            assert (await welcome.reply()).status == 200
+
+
+async def test_a_process_that_stops_closes_those_that_wait_for_a_request(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as new, connect_to(alice) as answered, connect_to(alice) as held:
+        await follow(alice, answered, task_id, 1)
+        await _changed(answered, sql)
+        await follow(alice, held, task_id, 2)
+        stopping = asyncio.create_task(alice.http.server.close())
+        reply = await held.reply()
+        assert json.loads(reply.body)["poll"]["reason"] == "drain"
+        assert reply.headers["connection"] == "close"
+        for connection in (new, answered, held):
+            assert await connection.is_closed()
+        await stopping
+
+
+async def test_a_poll_that_never_gets_as_far_as_its_connection_is_forgotten(
+    start: Start, enter: Enter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody between the handler and the transport waits for something, and the client leaves."""
+    reached = asyncio.Event()
+
+    @web.middleware
+    async def dawdle(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        if response is parking.PARKED:
+            reached.set()
+            await asyncio.Event().wait()
+        return response
+
+    monkeypatch.setattr("server.middlewares.guard", lambda *_: dawdle)
+    alice = await enter(await start())
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await connection.send(status_request(alice, task_id, version=1))
+        await reached.wait()
+        assert alice.held == 1
+        connection.abort()
+        await until(lambda: alice.held == 0)
+    await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone") == 1)
+    codes = {"route": "/api/generate/status", "method": "GET", "code": "499"}
+    await until(lambda: alice.metric("longpoll_http_requests_total", **codes) == 1)
+
+
+async def test_parking_can_be_turned_off(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(polling={"park": False}))
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await connection.send(status_request(alice, task_id, version=1))
+        await until(lambda: kinds_held(alice) == [TaskHold])

@@ -1,0 +1,215 @@
+"""The port when it closes: whoever has connected is answered, and nobody who stays silent holds the process up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from server.certificate import write_certificate
+from server.config import Config, Server
+from server.errors import ConfigurationError
+from server.port import PATIENCE_SECONDS, Port
+
+REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+class House:
+    """An application behind a port."""
+
+    def __init__(self, runner: web.AppRunner, port: Port, number: int) -> None:
+        self._runner = runner
+        self._port = port
+        self.number = number
+        self.closed = False
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.number
+
+    async def close(self) -> float:
+        """Close as a process does that stops; returns how long the port took."""
+        began = time.monotonic()
+        self.closed = True
+        await self._port.close()
+        seconds = time.monotonic() - began
+        await self._runner.cleanup()
+        return seconds
+
+
+@contextlib.asynccontextmanager
+async def open_house(
+    settings: Server, tls: ssl.SSLContext | None = None, *, says: str = "welcome"
+) -> AsyncIterator[House]:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=says)
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    port, runner = Port(app, settings, tls), web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.5)
+    await runner.setup()
+    assert runner.server is not None
+    house = House(runner, port, await port.open(runner.server))
+    try:
+        yield house
+    finally:
+        if not house.closed:
+            await house.close()
+
+
+@pytest.fixture
+def settings() -> Server:
+    return Config().replace(server={"port": 0}).server
+
+
+@pytest.fixture
+async def house(settings: Server) -> AsyncIterator[House]:
+    async with open_house(settings) as opened:
+        yield opened
+
+
+async def read_status(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(10):
+        return await reader.readline()
+
+
+async def test_those_who_still_stand_in_the_kernels_queue_are_answered(house: House) -> None:
+    """They are connected, for all they know; the loop has had no turn to accept them."""
+    waiting = [socket.create_connection(house.address) for _ in range(300)]
+    for client in waiting:
+        client.sendall(REQUEST)
+    await house.close()
+    for client in waiting:
+        with client:
+            client.settimeout(10)
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(house.address)
+
+
+async def test_those_whom_the_loop_accepts_in_that_very_turn_are_answered(house: House) -> None:
+    with socket.create_connection(house.address) as client:
+        client.sendall(REQUEST)
+        loop: Any = asyncio.get_running_loop()
+        assert house._port._listening is not None
+        key = loop._selector.get_key(house._port._listening.sockets[0].fileno())
+        accept, _ = key.data
+        accept._run()  # as the loop does when the socket is readable
+        await house.close()
+        client.settimeout(10)
+        assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+async def test_who_has_just_connected_may_still_ask(house: House) -> None:
+    reader, writer = await asyncio.open_connection(*house.address)
+    closing = asyncio.create_task(house.close())
+    await asyncio.sleep(PATIENCE_SECONDS / 4)  # a slow client
+    writer.write(REQUEST)
+    assert await read_status(reader) == b"HTTP/1.1 200 OK\r\n"
+    assert await closing < PATIENCE_SECONDS
+    writer.close()
+
+
+async def test_who_has_been_silent_or_was_answered_is_not_waited_for(house: House) -> None:
+    (_, silent), (reader, answered) = [await asyncio.open_connection(*house.address) for _ in range(2)]
+    answered.write(REQUEST)
+    await read_status(reader)
+    await asyncio.sleep(PATIENCE_SECONDS * 1.1)  # what is tested is that this is long enough
+    assert await house.close() < PATIENCE_SECONDS / 2
+    silent.close()
+    answered.close()
+
+
+async def test_who_connects_and_says_nothing_is_waited_for_no_longer_than_that(house: House) -> None:
+    _, writer = await asyncio.open_connection(*house.address)
+    assert PATIENCE_SECONDS / 2 < await house.close() < 2 * PATIENCE_SECONDS
+    writer.close()
+
+
+async def test_nobody_is_remembered_for_longer_than_that(house: House) -> None:
+    writers = [(await asyncio.open_connection(*house.address))[1] for _ in range(20)]
+    assert len(house._port._arrived) == 20
+    for writer in writers:
+        writer.close()
+    async with asyncio.timeout(10):
+        while house._port._arrived or house._port._timer:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def tls_house(settings: Server, tmp_path: Path) -> AsyncIterator[tuple[House, ssl.SSLContext]]:
+    certificate, key = write_certificate(tmp_path / "tls", ["localhost", "127.0.0.1"])
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    async with open_house(settings, context) as opened:
+        yield opened, ssl.create_default_context(cafile=certificate)
+
+
+async def ask_over_tls(client: socket.socket, trust: ssl.SSLContext) -> bytes:
+    reader, writer = await asyncio.open_connection(sock=client, ssl=trust, server_hostname="127.0.0.1")
+    writer.write(REQUEST)
+    status = await read_status(reader)
+    writer.close()
+    return status
+
+
+@pytest.mark.parametrize("accepted", [False, True], ids=["in the kernel's queue", "accepted"])
+async def test_a_tls_handshake_that_has_not_begun_may_still_be_made(
+    tls_house: tuple[House, ssl.SSLContext], *, accepted: bool
+) -> None:
+    house, trust = tls_house
+    client = socket.create_connection(house.address)
+    client.setblocking(False)
+    if accepted:
+        async with asyncio.timeout(10):
+            while not house._port._arrived:
+                await asyncio.sleep(0.01)
+    closing = asyncio.create_task(house.close())
+    await asyncio.sleep(0.05)  # the handshake begins when the port is closed
+    assert await ask_over_tls(client, trust) == b"HTTP/1.1 200 OK\r\n"
+    await closing
+
+
+async def test_a_tls_handshake_that_never_comes_holds_nothing_up(tls_house: tuple[House, ssl.SSLContext]) -> None:
+    """The loop's own patience with one is 60 s."""
+    house, _ = tls_house
+    with socket.create_connection(house.address):
+        assert await house.close() < 2 * PATIENCE_SECONDS
+
+
+async def test_an_address_that_cannot_be_used_is_named(house: House, settings: Server) -> None:
+    taken = Config().replace(server={"port": house.number}).server
+    with pytest.raises(ConfigurationError, match=rf"can't listen on 127\.0\.0\.1:{house.number}: "):
+        async with open_house(taken):
+            pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter SYNs without privileges")
+async def test_a_process_that_leaves_a_shared_port_takes_nobody_new_and_fails_nobody() -> None:
+    """While it waits for handshakes that have begun, clients find the other process, which here starts later."""
+    shared = Config().replace(server={"port": 0, "reuse_port": True}).server
+    async with open_house(shared, says="the old one") as old:
+        known, writer = await asyncio.open_connection(*old.address)
+        closing = asyncio.create_task(old.close())
+        await asyncio.sleep(0)
+        coming = [asyncio.create_task(asyncio.open_connection(*old.address)) for _ in range(20)]
+        writer.write(REQUEST)
+        assert (await known.read()).endswith(b"the old one")
+        async with open_house(dataclasses.replace(shared, port=old.number), says="the new one"):
+            for each in coming:
+                reader, newcomer = await each
+                newcomer.write(REQUEST.replace(b"Host", b"Connection: close\r\nHost"))
+                assert (await reader.read()).endswith(b"the new one")
+                newcomer.close()
+            await closing
+        writer.close()

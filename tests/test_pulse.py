@@ -1,0 +1,76 @@
+"""The event loop's stops: few and short, and the longest is known."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from server import pulse
+from server.pulse import Pulse
+from tests.conftest import Person, until
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    thresholds = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.mark.usefixtures("collector")
+async def test_what_lives_is_frozen_and_what_was_garbage_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulse, "FREEZE_SECONDS", 0.01)
+    pulse.tame_collector()
+    assert gc.get_threshold() == pulse.THRESHOLDS
+    garbage = weakref.ref(Cycle())
+    frozen = gc.get_freeze_count()
+    kept = [[number] for number in range(1000)]
+    task = asyncio.create_task(pulse.keep_tame(lambda: 0))
+    await until(lambda: gc.get_freeze_count() >= frozen + len(kept))
+    assert garbage() is None
+    task.cancel()
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.parametrize(("held", "found"), [(0, True), (5000, False)])
+async def test_frozen_garbage_is_found_while_few_polls_are_held(
+    monkeypatch: pytest.MonkeyPatch, *, held: int, found: bool
+) -> None:
+    monkeypatch.setattr(pulse, "FREEZE_SECONDS", 0.01)
+    monkeypatch.setattr(pulse, "THAW_SECONDS", 0.02)
+    cycle = Cycle()
+    garbage = weakref.ref(cycle)
+    gc.freeze()
+    del cycle
+    task, collections = asyncio.create_task(pulse.keep_tame(lambda: held)), gc.get_stats()[0]["collections"]
+    await until(lambda: gc.get_stats()[0]["collections"] > collections + 5)
+    assert (garbage() is None) is found
+    task.cancel()
+
+
+def test_of_all_stops_within_a_minute_the_longest_is_told() -> None:
+    stops = Pulse()
+    assert stops.longest_stop_seconds == 0
+    for now, late in ((0.0, 0.1), (1.0, 0.5), (30.0, 0.2), (50.0, 0.3)):
+        stops.note(now, late)
+    assert stops.longest_stop_seconds == 0.5
+    stops.note(70.0, 0.0)
+    assert stops.longest_stop_seconds == 0.3
+    stops.note(200.0, 0.01)
+    assert stops.longest_stop_seconds == 0.01
+
+
+async def test_a_loop_that_stood_still_shows_in_the_metrics(alice: Person) -> None:
+    time.sleep(0.3)  # noqa: ASYNC251 - this is what is to be noticed
+    await until(lambda: alice.metric("longpoll_loop_stop_seconds") >= 0.25)
