@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -114,23 +114,35 @@ def make_workers(config: Config, database: Database, images: FileImages, metrics
 
 
 def _add_waiting(app: web.Application, dsn: str) -> None:
-    config, metrics, database, sessions = (
-        app[keys.CONFIG],
-        app[keys.METRICS],
-        app[keys.DATABASE],
-        app[keys.SESSIONS],
-    )
-    tasks, polling = BoardTasks(database), config.polling
-    workers = make_workers(config, database, app[keys.IMAGES], metrics)
+    metrics, polling = app[keys.METRICS], app[keys.CONFIG].polling
+    tasks = BoardTasks(app[keys.DATABASE])
     waiters = Waiters(max_held=polling.max_held, max_held_per_user=polling.max_held_per_user)
     board = Board(
         read=tasks.read,
         read_versions=tasks.read_versions,
-        barrier=lambda: listener.barrier(),  # noqa: PLW0108 - made below: the two know each other
+        barrier=lambda: app[keys.LISTENER].barrier(),  # noqa: PLW0108 - made below: the two know each other
         sweep_seconds=polling.sweep_seconds,
         linger_seconds=polling.linger_seconds,
         metrics=metrics,
     )
+    app[WORKERS] = tuple(make_workers(app[keys.CONFIG], app[keys.DATABASE], app[keys.IMAGES], metrics))
+    app[keys.WAITERS], app[keys.BOARD] = waiters, board
+    app[keys.LISTENER] = _listener(app, dsn)
+    app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
+    app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
+    app[keys.PARKING] = Parking(
+        app[keys.OBSERVER],
+        app[keys.POLLING],
+        app[keys.SESSIONS],
+        app[keys.RATES],
+        enabled=polling.park,
+        most_descriptors=descriptors.limit(),
+    )
+    _add_gauges(app)
+
+
+def _listener(app: web.Application, dsn: str) -> Listener:
+    database, board, sessions, workers = app[keys.CONFIG].database, app[keys.BOARD], app[keys.SESSIONS], app[WORKERS]
 
     def restored() -> None:
         board.restored()
@@ -141,9 +153,9 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
         board.lost()
         sessions.lost()
 
-    listener = Listener(
-        config.database.listen_dsn or dsn,
-        database,
+    return Listener(
+        database.listen_dsn or dsn,
+        app[keys.DATABASE],
         {
             "generation_changed": board.notice,
             "generation_created": lambda _payload: _wake(workers),
@@ -151,32 +163,21 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
         },
         restored=restored,
         lost=lost,
-        heartbeat_seconds=config.database.heartbeat_seconds,
-        timeout=config.database.timeout_seconds,
-        metrics=metrics,
+        heartbeat_seconds=database.heartbeat_seconds,
+        timeout=database.timeout_seconds,
+        metrics=app[keys.METRICS],
     )
-    app[keys.WAITERS], app[keys.BOARD], app[keys.LISTENER] = waiters, board, listener
-    app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
-    app[keys.PARKING] = Parking(
-        app[keys.OBSERVER],
-        app[keys.POLLING],
-        sessions,
-        app[keys.RATES],
-        enabled=polling.park,
-        most_descriptors=descriptors.limit(),
-    )
-    app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
-    app[WORKERS] = tuple(workers)
-    metrics.gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
-    metrics.gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
-    metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
-    metrics.gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
-    metrics.gauge(
-        "longpoll_loop_stop_seconds",
-        "Longest stop of the event loop within the last minute",
-        lambda: app[keys.PULSE].longest_stop_seconds,
-    )
-    metrics.gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
+
+
+def _add_gauges(app: web.Application) -> None:
+    gauge, listener, pulse = app[keys.METRICS].gauge, app[keys.LISTENER], app[keys.PULSE]
+    waiters, board, database = app[keys.WAITERS], app[keys.BOARD], app[keys.DATABASE]
+    gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
+    gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
+    gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
+    gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
+    gauge("longpoll_loop_stop_seconds", "Longest stop of the loop within a minute", lambda: pulse.longest_stop_seconds)
+    gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
 
 
 def _rates(config: Config) -> Rates:
@@ -186,7 +187,7 @@ def _rates(config: Config) -> Rates:
         raise ConfigurationError(f'a rule of [limits] must be like "10 per minute": {error}') from error
 
 
-def _wake(workers: list[Worker]) -> None:
+def _wake(workers: Sequence[Worker]) -> None:
     for worker in workers:
         worker.wake()
 
