@@ -382,6 +382,11 @@ def test_only_the_version_may_differ(change: Callable[[str], str], *, same: bool
     assert (second is not None and second[0] == first[0]) is same
 
 
+def test_a_version_that_is_named_twice_is_none_that_may_differ() -> None:
+    """aiohttp takes the first of the two; whoever changes the second has changed nothing."""
+    assert repeats.read(b"GET /api/generate/status?taskId=t&version=8&version=8 HTTP/1.1\r\n\r\n") is None
+
+
 def test_digits_cannot_wander_from_the_version_into_its_surroundings() -> None:
     texts = [f"GET /api/generate/status?a={a}&version={v}&b=1 HTTP/1.1\r\n\r\n" for a, v in (("1", "23"), ("12", "3"))]
     first, second = (repeats.read(text.encode()) for text in texts)
