@@ -3,7 +3,7 @@
 The kernel gives each SYN to one socket of the group, and resets the handshake if that socket is closed before the
 client's last word has come: on a wide network that is a whole round trip. So the socket stops hearing SYNs first, waits
 for the handshakes that have begun, and closes then. A client whose SYN was not heard sends it again after 1 s, as for
-any packet that was lost, and meets another socket of the group. Linux alone can do that without privileges.
+any packet that was lost, and meets another socket of the group. Linux alone can do that, and some kernels let only root do it.
 """
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ def hear_no_syn(listening: socket.socket) -> bool:
             socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(_ACCEPT_NO_SYN), ctypes.addressof(kept))
         )
     except OSError:
-        return False  # a sandbox without filters
+        return False  # a sandbox without filters, or filters for root only
     return True

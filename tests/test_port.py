@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import socket
 import ssl
-import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from aiohttp import web
 from server.certificate import write_certificate
 from server.config import Config, Server
 from server.errors import ConfigurationError
+from server.handover import hear_no_syn
 from server.port import PATIENCE_SECONDS, Port
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -194,7 +194,12 @@ async def test_an_address_that_cannot_be_used_is_named(house: House, settings: S
             pass
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can filter SYNs without privileges")
+def can_filter() -> bool:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return hear_no_syn(probe)
+
+
+@pytest.mark.skipif(not can_filter(), reason="only Linux can filter SYNs, and here and there only for root")
 async def test_a_process_that_leaves_a_shared_port_takes_nobody_new_and_fails_nobody() -> None:
     """While it waits for handshakes that have begun, clients find the other process, which here starts later."""
     shared = Config().replace(server={"port": 0, "reuse_port": True}).server
