@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import os
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from server import config, descriptors, logs, serving, supervising
+from server import config, descriptors, event_loop, logs, serving, supervising
 from server.doctor import examination
 from server.errors import ServerError
 from server.loadtest import options as loadtest
@@ -30,7 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
         logs.configure(settings.logging)
         descriptors.raise_limit()
         with _postgres(settings) as (dsn, where):
-            return asyncio.run(_work(options, settings, dsn, where))
+            serves = options.command in {"serve", "worker"} and options.processes == 1
+            kind = settings.server.event_loop if serves else event_loop.ASYNCIO
+            return event_loop.run(_work(options, settings, dsn, where), kind)
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

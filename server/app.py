@@ -242,6 +242,7 @@ async def wait_until_heard(listener: Listener) -> None:
 
 async def _release_waiters(app: web.Application) -> None:
     # Without this, stopping takes as long as the longest hold.
+    app[keys.DATABASE].hasten()
     app[keys.WAITERS].drain(0)
     app[keys.PARKING].close()
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import limits
 
+from server import event_loop
 from server.errors import ConfigurationError
 
 PREFIX = "LONGPOLL_"
@@ -47,6 +48,7 @@ class Server:
     trusted_proxies: tuple[str, ...] = ()
     drain_seconds: float = _number(2.0, 0.0, 300.0)
     receive_seconds: float = _number(30.0, 0.1, 3600.0)
+    event_loop: str = _choice(event_loop.AUTO, *event_loop.KINDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,10 +112,12 @@ class _Lines:
         return self._processors[-1] is self._renderer
 
     def add(self, event: str, fields: dict[str, object]) -> None:
+        """Write them with the next lines; the fields are ours from now on."""
         if not self._lines:
             self._timestamp = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
             asyncio.get_running_loop().call_soon(self.flush)
-        self._lines.append(_to_json({**fields, "event": event, "level": "info", "timestamp": self._timestamp}))
+        fields["event"], fields["level"], fields["timestamp"] = event, "info", self._timestamp
+        self._lines.append(_to_json(fields))
         if len(self._lines) >= _MOST_LINES:
             self.flush()
 
@@ -129,8 +131,8 @@ class _Lines:
 _lines: _Lines | None = None
 
 
-def log_reply(event: str, **fields: object) -> None:
-    """Log the line of a request that was answered, within the event loop."""
+def log_reply(event: str, fields: dict[str, object]) -> None:
+    """Log the line of a request that was answered, within the event loop. The fields are the log's from then on."""
     if _lines is not None and _lines.usable:
         _lines.add(event, fields)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -19,6 +20,7 @@ _HOLDS = (0.01, 0.05, 0.1, 0.5, 1, 2, 5, 10, 15, 20, 25, 28, 29, 30, 45, 60)
 _WAKES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _ANSWERS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _WORK = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
+_MOST_UNSORTED = 1000
 
 
 class Tally:
@@ -30,7 +32,7 @@ class Tally:
     def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         """Begin with nothing. `name` without `_total`."""
         self._name, self._text, self._labels = name, text, labels
-        self.counts: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.counts: defaultdict[tuple[str | int, ...], int] = defaultdict(int)
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -42,27 +44,41 @@ class Tally:
 
 
 class Distribution:
-    """A histogram by one label or none, counted as `Tally` counts."""
+    """A histogram by one label or none, counted as `Tally` counts.
+
+    To sort a value into its bucket is left for later, when there are many, or somebody asks.
+    """
 
     def __init__(
         self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry, label: str | None = None
     ) -> None:
         """Begin with nothing; `bounds` are the upper ones, inclusive, in rising order."""
         self._name, self._text, self._label, self._bounds = name, text, label, bounds
-        self._counts: dict[str, list[int]] = {} if label else {"": [0] * (len(bounds) + 1)}
+        self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(bounds) + 1))
         self._sums: defaultdict[str, float] = defaultdict(float)
+        self._unsorted: defaultdict[str, list[float]] = defaultdict(list)
+        if not label:
+            self._counts[""]  # shown before the first value, too
         registry.register(self)
 
     def observe(self, value: float, label: str = "") -> None:
         """Count a value."""
-        counts = self._counts.get(label)
-        if counts is None:
-            counts = self._counts[label] = [0] * (len(self._bounds) + 1)
-        counts[bisect_left(self._bounds, value)] += 1
-        self._sums[label] += value
+        values = self._unsorted[label]
+        values.append(value)
+        if len(values) >= _MOST_UNSORTED:
+            self._sort()
+
+    def _sort(self) -> None:
+        for label, values in self._unsorted.items():
+            counts = self._counts[label]
+            for bucket, count in Counts(map(bisect_left, itertools.repeat(self._bounds), values)).items():
+                counts[bucket] += count
+            self._sums[label] += math.fsum(values)
+        self._unsorted.clear()
 
     def collect(self) -> Iterator[Metric]:
         """Give what is counted in the library's terms."""
+        self._sort()
         family = HistogramMetricFamily(self._name, self._text, labels=[self._label] if self._label else [])
         for label, counts in self._counts.items():
             names = [*map(floatToGoString, self._bounds), "+Inf"]
@@ -122,7 +138,7 @@ class Metrics:
         self.polls.counts[outcome,] += 1
         self.hold_seconds.observe(held_seconds)
 
-    def count_request(self, route: str, method: str, status: str, seconds: float) -> None:
+    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request that was answered; `seconds` without the time it was held."""
         self.requests.counts[route, method, status] += 1
         self.request_seconds.observe(seconds, route)

@@ -45,22 +45,24 @@ class Observer:
         """Take note of a reply; `seconds` are all that the request took, the time it was held among them."""
         took = seconds - trace.held_seconds
         known = method if method in _METHODS else "other"  # strangers must not invent time series
-        self.metrics.count_request(route, known, str(status), took)
+        self.metrics.count_request(route, known, status, took)
         if route in _QUIET_ROUTES and status < 400:
             return
         if trace.outcome == "timeout" and random.random() >= self._logging.timeout_sample:
             return
         logs.log_reply(
             logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
-            request_id=trace.request_id,
-            method=method,
-            path=path,
-            status=status,
-            user_id=trace.user.user_id if trace.user else None,
-            task_id=trace.task_id,
-            outcome=trace.outcome,
-            held_ms=round(trace.held_seconds * 1000, 1),
-            took_ms=round(took * 1000, 1),
+            {
+                "request_id": trace.request_id,
+                "method": method,
+                "path": path,
+                "status": status,
+                "user_id": trace.user.user_id if trace.user else None,
+                "task_id": trace.task_id,
+                "outcome": trace.outcome,
+                "held_ms": _tenths(trace.held_seconds * 1000),
+                "took_ms": _tenths(took * 1000),
+            },
         )
 
     def poll_finished(self, trace: Trace, outcome: str, held_seconds: float, changed: Sequence[Task] = ()) -> None:
@@ -71,3 +73,8 @@ class Observer:
             now = time.time() - self._clock_offset()
             for task in changed:
                 self.metrics.wake_latency_seconds.observe(max(now - task.updated_at, 0.0))
+
+
+def _tenths(value: float) -> float:
+    """Round to one digit: `round` takes five times as long, and each line has two."""
+    return int(value * 10 + 0.5) / 10

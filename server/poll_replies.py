@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 from collections.abc import Mapping
@@ -42,19 +43,28 @@ Composed: TypeAlias = tuple[int, str, bytes | None]
 
 
 def compose(task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> Composed:
-    """Return the reply that tells this answer; the state's JSON is made once for all who waited for it."""
-    held, version = answer.held_seconds, task.version
-    head = (
-        f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\n'
-        f"Server-Timing: hold;dur={held * 1000:.1f}\r\n"
-    )
+    """Return the reply that tells this answer."""
+    reason, held_ms = answer.reason, answer.held_seconds * 1000
+    shared_head, shared_body = _shared(task, reason, answer.changed)
+    head = f"{shared_head}{held_ms:.1f}\r\n"
     if manner.preferred_wait is not None:
         head += f"Preference-Applied: wait={manner.preferred_wait:g}\r\n"
     # Any other reason must be read by the client, and a 304 has no body to say it in.
-    if manner.tagged_version == version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
+    if manner.tagged_version == task.version and reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
         return 304, head, None
-    poll = describe_poll(answer.reason, changed=answer.changed, held_seconds=held, finished=task.terminal)
-    return 200, f"{head}Content-Type: {JSON}\r\n", b'{"data":%b,"poll":%b}' % (task.data, orjson.dumps(poll))
+    body = b'%b"waitedMs":%d,"retryAfterMs":%d}}' % (shared_body, round(held_ms), _retry_after_ms(reason))
+    return 200, f"{head}Content-Type: {JSON}\r\n", body
+
+
+@functools.lru_cache(maxsize=64)
+def _shared(task: Task, reason: Reason, changed: bool) -> tuple[str, bytes]:  # noqa: FBT001 - a key of the cache
+    """Return head and body up to what differs: made once for a crowd that has waited for the same state."""
+    version = task.version
+    poll = _fixed(reason, changed=changed, finished=task.terminal)
+    return (
+        f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\nServer-Timing: hold;dur=',
+        b'{"data":%b,"poll":%b,' % (task.data, orjson.dumps(poll)[:-1]),
+    )
 
 
 def headers_of(head: str) -> dict[str, str]:
@@ -64,14 +74,18 @@ def headers_of(head: str) -> dict[str, str]:
 
 def describe_poll(reason: Reason, *, changed: bool, held_seconds: float, finished: bool) -> dict[str, object]:
     """Return the contract's `poll`: why this answer came now, and what to do next."""
-    low, high = _RETRY_AFTER_MS.get(reason, (0, 0))
-    return {
-        "reason": reason,
-        "changed": changed,
-        "waitedMs": round(held_seconds * 1000),
-        "next": "stop" if finished or reason is Reason.SUPERSEDED else "again",
-        "retryAfterMs": random.randint(low, high) if high else 0,
-    }
+    fixed = _fixed(reason, changed=changed, finished=finished)
+    return {**fixed, "waitedMs": round(held_seconds * 1000), "retryAfterMs": _retry_after_ms(reason)}
+
+
+def _fixed(reason: Reason, *, changed: bool, finished: bool) -> dict[str, object]:
+    stop = finished or reason is Reason.SUPERSEDED
+    return {"reason": reason, "changed": changed, "next": "stop" if stop else "again"}
+
+
+def _retry_after_ms(reason: Reason) -> int:
+    bounds = _RETRY_AFTER_MS.get(reason)
+    return random.randint(*bounds) if bounds is not None else 0
 
 
 def missing(answer: Answer[Task]) -> Problem:
@@ -83,7 +97,7 @@ def outcome(answer: Answer[Task]) -> str:
     """Return the name under which this answer is counted."""
     if answer.snapshot is None:
         return "deleted" if answer.deleted else "not_found"
-    return answer.reason.value
+    return answer.reason
 
 
 def compose_problem(problem: Problem, request_id: str) -> Composed:

@@ -129,6 +129,7 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
         try:
             yield number
         finally:
+            app[keys.DATABASE].hasten()
             await port.close()
     finally:
         await runner.cleanup()

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
 # A database that says nothing must not keep a process that stops.
-_LAST_STATEMENTS_SECONDS = 1.0
+_LAST_STATEMENTS_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 2.0
 _DOUBLINGS = 6  # enough for the longest pause; without a bound, half an hour of failures is more than a float can hold
 
@@ -75,8 +75,7 @@ def translated_errors() -> Iterator[None]:
         yield
     except asyncio.CancelledError as error:
         # aiopg raises CancelledError for a statement that *Postgres* canceled (statement_timeout, pg_cancel_backend).
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
+        if _is_canceled():
             raise
         raise DatabaseUnavailable("the statement took too long, or was canceled by the database") from error
     except (psycopg2.errors.RaiseException, psycopg2.IntegrityError) as error:
@@ -89,6 +88,12 @@ def translated_errors() -> Iterator[None]:
         # With no code of Postgres' own, libpq speaks: of a connection that broke before the answer was whole.
         kind = DatabaseUnavailable if type(error) is psycopg2.DatabaseError and not error.pgcode else StorageError
         raise kind(str(error).strip()) from error
+
+
+def _is_canceled() -> bool:
+    """Whether it is the current task that somebody wants to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @contextlib.asynccontextmanager
@@ -180,10 +185,25 @@ class Database:
                 self._dsn, minsize=1, maxsize=self._pool_size, timeout=self._timeout, **_OPTIONS
             )
 
+    def hasten(self) -> None:
+        """Have statements take no longer than a moment from now on: the process stops, and doesn't wait for a database.
+
+        Whoever waits for one that runs for longer is refused, so that a client still hears what has become of it.
+        """
+        if self._timeout > _LAST_STATEMENTS_SECONDS:
+            self._timeout = _LAST_STATEMENTS_SECONDS
+            asyncio.get_running_loop().call_later(_LAST_STATEMENTS_SECONDS, self._end, set(self._running))
+
+    def _end(self, statements: set[asyncio.Task[Any]]) -> None:
+        for each in statements & self._running:
+            each.cancel()
+
     async def close(self) -> None:
         """Let running statements end, if they soon do, and close every connection."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=min(self._timeout, _LAST_STATEMENTS_SECONDS))
+        self.hasten()
+        while running := set(self._running):
+            _, late = await asyncio.wait(running, timeout=_LAST_STATEMENTS_SECONDS)
+            self._end(late)
         if self._pool is not None:
             self._pool.terminate()
             await self._pool.wait_closed()
@@ -210,7 +230,12 @@ class Database:
         task = asyncio.ensure_future(self._fetch(query, parameters, user, retry=retry))
         self._running.add(task)
         task.add_done_callback(self._finished)
-        columns, rows = await asyncio.shield(task)
+        try:
+            columns, rows = await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled() and not _is_canceled():
+                raise DatabaseUnavailable("this process stops, and the database took too long") from error
+            raise
         return [into(**dict(zip(columns, row, strict=True))) for row in rows]
 
     async def fetch_one(self, query: str, into: Callable[..., T], /, **parameters: Any) -> T | None:

@@ -208,6 +208,10 @@ class Pollers:
             assert poller.channel is not None
             poller.channel.reset()
 
+    def turn_to(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Send new connections there from now on, as a balancer does."""
+        self._addresses = itertools.cycle(addresses)
+
     def next_address(self) -> tuple[str, int]:
         return next(self._addresses)
 

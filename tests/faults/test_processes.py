@@ -12,18 +12,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
 from server import keys
 from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import CLIENTS, bystanders
-from tests.faults.load import (
-    Channel,
-    add_tasks,
-    print_figure,
-)
+from tests.faults.load import Channel, Pollers, Updates, add_tasks, print_figure, read_states
+from tests.faults.oracle import Oracle
+from tests.faults.proxy import proxy_to
 from tests.faults.sites import (
     Account,
     Address,
@@ -49,40 +46,72 @@ config, account, open_site = sites.config, sites.account, sites.open_site
 async def test_a_process_that_stops_answers_everybody_first(
     account: Account, sql: Sql, dsn: str, tmp_path: Path, crowd: int
 ) -> None:
-    """And as long as it does, whoever asks whether it is ready is told that it isn't."""
+    """While tasks change. As long as it does, it says that it isn't ready, and whoever comes then is sent elsewhere."""
     task_ids = add_tasks(sql, account.user_id, 20)
-
-    async def poll(channel: Channel, task_id: str) -> tuple[int, str, bool]:
-        status, body = await channel.get(poll_target(task_id), account.headers)
-        return status, orjson.loads(body)["poll"]["reason"], channel.closing
-
+    oracle, settings = Oracle(), settings_of(dsn, tmp_path, server__drain_seconds=2)
     with processes() as started:
-        server = ServerProcess(tmp_path, **settings_of(dsn, tmp_path, server__drain_seconds=2))  # type: ignore[arg-type]
-        started.append(server)
-        address = await listening(server)
-        async with channels(address, crowd) as opened:
-            polls = [
-                asyncio.create_task(poll(channel, task_id))
-                for channel, task_id in zip(opened, itertools.cycle(task_ids), strict=False)
-            ]
-            await until(lambda: holds(address, crowd), seconds=60)
-            told = time.perf_counter()
-            server.process.send_signal(signal.SIGTERM)
-            await until(lambda: _readiness(address, 503))
-            answers = await asyncio.gather(*polls)
-            answered = time.perf_counter()
-            assert await asyncio.to_thread(server.wait) == 0
-            gone = time.perf_counter() - told
-    assert gone < 2 + GONE_SECONDS
-    assert set(answers) == {(200, "drain", True)}
+        started += [ServerProcess(tmp_path, **settings) for _ in range(2)]  # type: ignore[arg-type]
+        stopping, staying = [await listening(server) for server in started]
+        async with Pollers(oracle, [stopping], token=account.token) as pollers:
+            pollers.follow(task_ids, clients=crowd // len(task_ids))
+            await until(lambda: holds(stopping, crowd), seconds=60)
+            with Updates(oracle, dsn, task_ids, rate=5) as updates:
+                await until(lambda: len(oracle.replies) >= crowd // 4, seconds=60)
+                told = time.perf_counter()
+                started[0].process.send_signal(signal.SIGTERM)
+                await until(lambda: _readiness(stopping, 503))
+                pollers.turn_to([staying])
+                assert await asyncio.to_thread(started[0].wait) == 0
+                gone = time.perf_counter() - told
+            await until(lambda: holds(staying, crowd), seconds=60)
+            updates.end_all()
+            await pollers.until_done()
+    drained = [reply for reply in oracle.replies if reply.reason == "drain"]
+    # Those that were held when it was told: each was answered, by a change or by the drain, and sent elsewhere.
+    failed = {kind: count for kind, count in oracle.broken.items() if kind != "crossed"}
     print_figure(
         "a process that stops",
         held=crowd,
-        answered=len(answers),
-        failed=0,
-        last_reply_ms=round((answered - told) * 1000),
+        drained=len(drained),
+        failed=failed,
+        last_drained_ms=round((max(reply.at for reply in drained) - told) * 1000),
         gone_ms=round(gone * 1000),
+        **oracle.check(read_states(dsn, task_ids)),
     )
+    assert failed == {}
+    assert not oracle.refusals
+    assert gone < 2 + GONE_SECONDS
+
+
+async def test_a_process_stops_in_time_before_a_database_that_says_nothing(sql: Sql, dsn: str, tmp_path: Path) -> None:
+    """Everybody who is held is told all the same, from what is known; who asks the database is soon refused."""
+    async with proxy_to(dsn) as proxy, asyncio.timeout(60):
+        settings = settings_of(proxy.dsn(dsn), tmp_path, server__drain_seconds=DRAIN_SECONDS)
+        with processes() as started:
+            started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
+            address = await listening(started[0])
+            async with bystanders(address, sql, dsn, unharmed=False) as others:
+                proxy.pause()
+                commits = len(others.oracle.commits)
+                await until(lambda: len(others.oracle.commits) > commits + 10)  # which nobody hears of
+                async with channels(address, 3) as opened:
+                    asking = [
+                        asyncio.create_task(channel.get("/api/generate/tasks", others.pollers.headers))
+                        for channel in opened
+                    ]
+                    await read_metrics(address)  # answered behind them, so they have begun
+                    told = time.monotonic()
+                    assert await asyncio.to_thread(started[0].stop) == 0
+                    gone = time.monotonic() - told
+                    answers = await asyncio.gather(*asking)
+                proxy.resume()
+                settings["server__port"] = address[1]
+                started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
+                await listening(started[-1])
+    print_figure("a stop before a silent database", gone_s=round(gone, 2), **others.figures)
+    assert {status for status, _ in answers} == {503}
+    assert others.oracle.broken["held"] == others.oracle.broken["torn"] == 0
+    assert gone < DRAIN_SECONDS + GONE_SECONDS
 
 
 async def _readiness(address: Address, expected: int) -> bool:

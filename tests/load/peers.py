@@ -109,10 +109,10 @@ def ours(options: Options, *, park: bool = True) -> Iterator[Peer]:
 
 
 @contextlib.contextmanager
-def bare(options: Options, *arguments: str) -> Iterator[Peer]:
+def bare(options: Options, *arguments: str, module: str = "tests.load.bare") -> Iterator[Peer]:
     del options
     port = free_port()
-    program = [sys.executable, "-m", "tests.load.bare", str(port), *arguments]
+    program = [sys.executable, "-m", module, str(port), *arguments]
     with running(program, port, ROOT) as process, contextlib.closing(Control("127.0.0.1", port)) as control:
         yield Peer(BareServer("127.0.0.1", port), PublishedTasks(control, "/wake?task="), process.pid)
 
@@ -208,6 +208,8 @@ def main() -> None:
         "ours, by coroutines": lambda options: ours(options, park=False),
         "bare": bare,
         "bare, tame": lambda options: bare(options, "--tame"),
+        "least": lambda options: bare(options, module="tests.load.least"),
+        "least, uvloop": lambda options: bare(options, "--uvloop", module="tests.load.least"),
         "Nchan": nchan,
     }
     parser = argparse.ArgumentParser(description=__doc__)

@@ -1,0 +1,41 @@
+"""Which event loop runs a process: asyncio's own, or uvloop, which is written in C and is an extra to be installed."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+from server.errors import ConfigurationError
+
+T = TypeVar("T")
+
+AUTO: Final = "auto"
+ASYNCIO: Final = "asyncio"
+UVLOOP: Final = "uvloop"
+KINDS: Final = (AUTO, ASYNCIO, UVLOOP)
+
+
+def run(main: Coroutine[Any, Any, T], kind: str) -> T:
+    """Run this on a loop of that kind, and return its result. `auto`: uvloop where it is installed.
+
+    Raises:
+        ConfigurationError: uvloop is wanted and isn't there.
+    """
+    with asyncio.Runner(loop_factory=_factory(kind)) as runner:
+        return runner.run(main)
+
+
+def _factory(kind: str) -> Any:
+    installed = importlib.util.find_spec(UVLOOP) is not None
+    if kind == ASYNCIO or (kind == AUTO and not installed):
+        return asyncio.new_event_loop
+    if not installed:
+        raise ConfigurationError(
+            'server.event_loop is "uvloop", which is not installed: pip install "longpoll-task-server[uvloop]",'
+            ' or take "asyncio"'
+        )
+    import uvloop  # noqa: PLC0415 - an extra: it may not be there
+
+    return uvloop.new_event_loop
