@@ -101,15 +101,10 @@ class _Lines:
 
     def __init__(self, stream: TextIO, processors: list[structlog.types.Processor]) -> None:
         self._stream = stream
-        self._renderer = processors[-1]
-        self._processors = processors
+        self.renderer = processors[-1]
+        self.processors = processors
         self._lines: list[bytes] = []
         self._timestamp = ""
-
-    @property
-    def usable(self) -> bool:
-        """Whether structlog still renders the way it was set up: a test may have put its own ear there."""
-        return self._processors[-1] is self._renderer
 
     def add(self, event: str, fields: dict[str, object]) -> None:
         """Write them with the next lines; the fields are ours from now on."""
@@ -133,7 +128,8 @@ _lines: _Lines | None = None
 
 def log_reply(event: str, fields: dict[str, object]) -> None:
     """Log the line of a request that was answered, within the event loop. The fields are the log's from then on."""
-    if _lines is not None and _lines.usable:
+    # Unless structlog no longer renders the way it was set up: a test may have put its own ear there.
+    if _lines is not None and _lines.processors[-1] is _lines.renderer:
         _lines.add(event, fields)
     else:
         log.info(event, **fields)

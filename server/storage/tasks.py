@@ -19,7 +19,18 @@ STATUSES: Final = ("pending", "processing", "completed", "failed", "canceled")
 class Task:
     """The state of one task as a client may see it. Made from a row, never changed."""
 
-    __slots__ = ("_data", "_row", "created_at", "prompt", "status", "task_id", "updated_at", "user_id", "version")
+    __slots__ = (
+        "_data",
+        "_row",
+        "created_at",
+        "prompt",
+        "status",
+        "task_id",
+        "terminal",
+        "updated_at",
+        "user_id",
+        "version",
+    )
 
     def __init__(
         self,
@@ -37,17 +48,13 @@ class Task:
         self.task_id = task_id
         self.user_id = user_id
         self.status = status
+        self.terminal = status in TERMINAL
         self.version = version
         self.created_at = created_at
         self.updated_at = updated_at.timestamp()
         self.prompt = prompt
         self._row: dict[str, object] | None = {"created_at": created_at, "updated_at": updated_at, **columns}
         self._data: bytes | None = None
-
-    @property
-    def terminal(self) -> bool:
-        """Whether this state is final."""
-        return self.status in TERMINAL
 
     @property
     def data(self) -> bytes:

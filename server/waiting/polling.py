@@ -135,7 +135,9 @@ class Polling(Generic[S]):
         with self.waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
             while not _is_enough(question.until, seen, watched.snapshot):
                 await watched.event.wait()
-        return _conclude(question.until, seen, watched.snapshot, hold.reason, self.clock() - started)
+        latest = watched.snapshot
+        reason = Reason.CHANGE if _is_enough(question.until, seen, latest) else hold.reason or Reason.TIMEOUT
+        return _conclude(seen, latest, reason, self.clock() - started)
 
     def jittered(self, seconds: float) -> float:
         """Return a bit less than that, at random."""
@@ -172,14 +174,15 @@ class ParkedPoll(Hold, Generic[S]):
 
     def set(self) -> None:
         """Look at the task, which has changed."""
-        if self._tell is not None and _is_enough(self._until, self._seen, self._watched.snapshot):
-            self._finish()
+        latest = self._watched.snapshot
+        if self._tell is not None and _is_enough(self._until, self._seen, latest):
+            self._finish(latest, Reason.CHANGE)
 
     def end(self, reason: Reason) -> None:
         """Answer now, with this reason unless the task has changed."""
         if self._tell is not None:
-            self.reason = reason
-            self._finish()
+            self.reason, latest = reason, self._watched.snapshot
+            self._finish(latest, Reason.CHANGE if _is_enough(self._until, self._seen, latest) else reason)
 
     def abandon(self) -> float:
         """Wait no longer, and tell nobody: the client has gone. Returns for how many seconds it was held."""
@@ -187,11 +190,11 @@ class ParkedPoll(Hold, Generic[S]):
             self._leave()
         return self._polling.clock() - self._started
 
-    def _finish(self) -> None:
-        tell, latest = self._tell, self._watched.snapshot
+    def _finish(self, latest: S | None, reason: Reason) -> None:
+        tell = self._tell
         assert tell is not None, "told once"
         self._leave()
-        tell(_conclude(self._until, self._seen, latest, self.reason, self._polling.clock() - self._started))
+        tell(_conclude(self._seen, latest, reason, self._polling.clock() - self._started))
 
     def _leave(self) -> None:
         self._tell = None
@@ -204,15 +207,14 @@ def _client(question: Question) -> tuple[str, str, str] | None:
     return (question.user_id, question.task_id, question.client) if question.client else None
 
 
-def _conclude(until: Until, seen: S, latest: S | None, ended: Reason | None, held: float) -> Answer[S]:
-    """Return the answer to a poll that has waited: what was seen then, what is known now, who ended it if anybody."""
+def _conclude(seen: S, latest: S | None, reason: Reason, held: float) -> Answer[S]:
+    """Return the answer to a poll that has waited: what was seen then, what is known now, and why it ended."""
     if latest is None or latest.user_id != seen.user_id:
         return Answer(None, Reason.CHANGE, changed=True, held_seconds=held, deleted=True)
     changed = latest.version != seen.version
     if latest.version < seen.version:
         return Answer(latest, Reason.RESET, changed, held)
-    enough = _is_enough(until, seen, latest)
-    return Answer(latest, Reason.CHANGE if enough else ended or Reason.TIMEOUT, changed, held)
+    return Answer(latest, reason, changed, held)
 
 
 def _is_enough(until: Until, seen: Snapshot, latest: Snapshot | None) -> bool:

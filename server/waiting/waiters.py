@@ -105,14 +105,14 @@ class Waiters:
         self.max_held_per_user = max_held_per_user
         self.draining = False
         self._chance = chance
-        self._held: dict[Hold, None] = {}
+        self._count = 0
         self._by_user: dict[str, dict[Hold, None]] = {}
         self._by_client: dict[tuple[str, str, str], Hold] = {}
         self._deadlines = Deadlines()
         self._arrivals = itertools.count(1)
 
     def __len__(self) -> int:
-        return len(self._held)
+        return self._count
 
     @property
     def users(self) -> int:
@@ -122,7 +122,7 @@ class Waiters:
     @property
     def full(self) -> bool:
         """Whether this process holds as many polls as it may."""
-        return len(self._held) >= self.max_held
+        return self._count >= self.max_held
 
     def arrive(self) -> int:
         """Return the number of a poll that has just arrived: before it reads anything, which may take a while."""
@@ -155,15 +155,15 @@ class Waiters:
             self._make_room(of_user)
         # Ending the user's oldest may have ended the last: then the dictionary is no longer the one that counts.
         self._by_user.setdefault(hold.user, of_user)[hold] = None
-        self._held[hold] = None
+        self._count += 1
         hold.slot = self._deadlines.add(hold, hold.seconds)
 
     def leave(self, hold: Hold) -> None:
         """Forget a hold that is over."""
         self._deadlines.remove(hold, hold.slot)
-        del self._held[hold]
         of_user = self._by_user[hold.user]
         del of_user[hold]
+        self._count -= 1
         if not of_user:
             del self._by_user[hold.user]
         if hold.client is not None and self._by_client.get(hold.client) is hold:
@@ -173,7 +173,7 @@ class Waiters:
         """End every hold at a random moment within that many seconds; new polls are to be answered at once."""
         self.draining = True
         loop = asyncio.get_running_loop()
-        for hold in self._held:
+        for hold in itertools.chain.from_iterable(self._by_user.values()):
             loop.call_later(self._chance() * seconds, hold.end, Reason.DRAIN)
 
     def _make_room(self, of_user: dict[Hold, None]) -> None:

@@ -88,10 +88,11 @@ def folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def ours(options: Options, *, park: bool = True) -> Iterator[Peer]:
+def ours(options: Options, *, park: bool = True, loop: str = "auto") -> Iterator[Peer]:
     port = free_port()
     settings = {
         "SERVER__PORT": port,
+        "SERVER__EVENT_LOOP": loop,
         "GENERATION__WORKERS": 0,
         "POLLING__PARK": park,
         "POLLING__MAX_HELD_PER_USER": options.clients,
@@ -206,6 +207,8 @@ def main() -> None:
     known: dict[str, Start] = {
         "ours": ours,
         "ours, by coroutines": lambda options: ours(options, park=False),
+        "ours, asyncio": lambda options: ours(options, loop="asyncio"),
+        "ours, by coroutines, asyncio": lambda options: ours(options, park=False, loop="asyncio"),
         "bare": bare,
         "bare, tame": lambda options: bare(options, "--tame"),
         "least": lambda options: bare(options, module="tests.load.least"),
