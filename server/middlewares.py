@@ -52,7 +52,10 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
         status = STATUS_OF_NOBODY
         response: web.StreamResponse | None = None
         try:
-            response = await _reply(request, handler, observer.metrics)
+            try:
+                response = await handler(request)
+            except Exception as error:  # noqa: BLE001 - whatever it was, the client is answered
+                response = await _reply_to(error, request, observer.metrics)
             status = response.status
         except asyncio.CancelledError:
             if CONNECTION in request:
@@ -75,26 +78,24 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
     return middleware
 
 
-async def _reply(request: web.Request, handler: Handler, metrics: Metrics) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except Problem as problem:
-        return await _refuse(request, problem)
-    except web.HTTPException as error:
+async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) -> web.StreamResponse:
+    """Return what the client is told of an error. Here is the last border: no trace of it passes, but into the log."""
+    if isinstance(error, Problem):
+        return await _refuse(request, error)
+    if isinstance(error, web.HTTPException):
         if error.status < 400:
             return error
         response = await _refuse(request, _as_problem(error))
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
-    except DatabaseUnavailable as error:
+    if isinstance(error, DatabaseUnavailable):
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
         return await _refuse(request, Unavailable("The database can't be reached just now.", retry_after=wait))
-    except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
-        metrics.crashes.inc()
-        logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
-        return await _refuse(request, Problem())
+    metrics.crashes.inc()
+    logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
+    return await _refuse(request, Problem())
 
 
 async def _refuse(request: web.Request, problem: Problem) -> web.Response:
@@ -133,15 +134,20 @@ def _route(request: web.Request) -> str:
 
 
 def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Return the middleware that refuses other sites' pages, and those who ask too often."""
+    """Return the middleware that refuses other sites' pages, and those who ask too often.
+
+    It isn't a coroutine of its own: a held poll would keep one more frame for it.
+    """
 
     @web.middleware
-    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
         if not clients.is_same_origin(request):
             raise CrossOrigin("Requests that change something are taken from this site's own pages only.")
         rule = _RULES.get(request.path) if request.method == "POST" else None
-        if rule is not None:
-            await rates.check(rule, clients.address(request))
+        return handler(request) if rule is None else limited(rule, request, handler)
+
+    async def limited(rule: str, request: web.Request, handler: Handler) -> web.StreamResponse:
+        await rates.check(rule, clients.address(request))
         return await handler(request)
 
     return middleware

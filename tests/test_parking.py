@@ -36,7 +36,7 @@ def server_of(person: Person) -> PollServer:
 
 
 def kinds_held(person: Person) -> list[type]:
-    return sorted((type(hold) for hold in person.app[keys.WAITERS]._held), key=str)
+    return sorted((type(hold) for hold in person.app[keys.WAITERS]), key=str)
 
 
 async def is_parked(person: Person) -> None:
@@ -404,7 +404,7 @@ async def test_a_client_that_sends_on_and_on_is_read_no_further_and_answered(ali
         await follow(alice, connection, task_id, 1)
         flood = request(alice, "/healthz") * 20_000
         connection.writer.write(flood.encode())
-        (hold,) = alice.app[keys.WAITERS]._held
+        (hold,) = alice.app[keys.WAITERS]
         held_by = hold._tell.__self__  # type: ignore[attr-defined]
         await until(lambda: len(held_by._early) > parking._MOST_EARLY_BYTES)
         assert not held_by._transport.is_reading()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import time
-from collections.abc import Iterator
 from typing import Final
 
 import orjson
@@ -33,14 +31,21 @@ _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"'
 
 async def status(request: web.Request) -> web.StreamResponse:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
-    with _noticing_who_left(request):
+    started, parking = time.perf_counter(), request.app[PARKING]
+    try:
         user = await signed_in_user(request)
         request.app[RATES].check_poll(user.user_id)
         question, manner = read_question(request, user.user_id)
         request[TRACE].task_id = question.task_id
-        answer = await _answer_or_park(request, question, manner)
-    if answer is None:
-        return PARKED
+        if not parking.admits(request):
+            answer = await request.app[POLLING].answer(question)
+        elif (found := await _answer_or_park(request, question, manner)) is not None:
+            answer = found
+        else:
+            return PARKED
+    except asyncio.CancelledError:
+        _note_who_left(request, started)
+        raise
     changed = [answer.snapshot] if answer.snapshot and answer.changed else []
     request.app[OBSERVER].poll_finished(request[TRACE], outcome(answer), answer.held_seconds, changed)
     if answer.snapshot is None:
@@ -51,11 +56,8 @@ async def status(request: web.Request) -> web.StreamResponse:
 
 async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:
     """Return the answer, or None if the request's connection is parked until there is one."""
-    parking, polling = request.app[PARKING], request.app[POLLING]
-    if not parking.admits(request):
-        return await polling.answer(question)
-    connection = parking.connection(request)
-    found = await polling.answer_or_park(question, connection.answer)
+    connection = request.app[PARKING].connection(request)
+    found = await request.app[POLLING].answer_or_park(question, connection.answer)
     if isinstance(found, Answer):
         return found
     connection.hold(found, request[TRACE], manner, _again(request, question))
@@ -73,11 +75,15 @@ def _again(request: web.Request, question: Question) -> repeats.Again | None:
 
 async def batch(request: web.Request) -> web.Response:
     """Hold the request until any of its tasks differs from what the client has seen, or its time is over."""
-    with _noticing_who_left(request):
+    started = time.perf_counter()
+    try:
         user = await signed_in_user(request)
         request.app[RATES].check_poll(user.user_id)
         question = read_batch_question(request, user.user_id)
         answer = await request.app[BATCH_POLLING].answer(question)
+    except asyncio.CancelledError:
+        _note_who_left(request, started)
+        raise
     request.app[OBSERVER].poll_finished(request[TRACE], answer.reason, answer.held_seconds, answer.prompt)
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
@@ -91,14 +97,8 @@ async def batch(request: web.Request) -> web.Response:
     return json_reply(body, headers={"Server-Timing": f"hold;dur={answer.held_seconds * 1000:.1f}"})
 
 
-@contextlib.contextmanager
-def _noticing_who_left(request: web.Request) -> Iterator[None]:
-    started = time.perf_counter()
-    try:
-        yield
-    except asyncio.CancelledError:
-        request.app[OBSERVER].poll_finished(request[TRACE], CLIENT_GONE, time.perf_counter() - started)
-        raise
+def _note_who_left(request: web.Request, started: float) -> None:
+    request.app[OBSERVER].poll_finished(request[TRACE], CLIENT_GONE, time.perf_counter() - started)
 
 
 def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]:

@@ -79,10 +79,22 @@ class Polling(Generic[S]):
         Raises:
             StorageError: the task can't be read, and this process knows nothing of it.
         """
-        with self.board.watch(question.task_id) as watched:  # before anything is read
+        # All in one frame, without context managers where there is another way: each would be kept for every poll.
+        watched = self.board.enter(question.task_id)  # before anything is read
+        try:
             arrival = self.waiters.arrive()
-            found = await self._look(question, watched, arrival)
-            return found if isinstance(found, Answer) else await self._wait(question, watched, found, arrival)
+            seen = await self._look(question, watched, arrival)
+            if isinstance(seen, Answer):
+                return seen
+            started, seconds = self.clock(), self.jittered(question.seconds)
+            with self.waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
+                while not _is_enough(question.until, seen, watched.snapshot):
+                    await watched.event.wait()
+            latest = watched.snapshot
+            reason = Reason.CHANGE if _is_enough(question.until, seen, latest) else hold.reason or Reason.TIMEOUT
+            return _conclude(seen, latest, reason, self.clock() - started)
+        finally:
+            self.board.leave(watched)
 
     async def answer_or_park(self, question: Question, tell: Callable[[Answer[S]], None]) -> Answer[S] | ParkedPoll[S]:
         """Return the answer if there is one now; else a poll that waits without this task, and calls `tell` once.
@@ -128,16 +140,6 @@ class Polling(Generic[S]):
         if snapshot.terminal or question.seconds <= 0 or question.version not in (None, snapshot.version):
             return Reason.IMMEDIATE
         return self.waiters.reason_not_to_hold(_client(question), arrival)
-
-    async def _wait(self, question: Question, watched: Watched[S], seen: S, arrival: int) -> Answer[S]:
-        started = self.clock()
-        seconds = self.jittered(question.seconds)
-        with self.waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
-            while not _is_enough(question.until, seen, watched.snapshot):
-                await watched.event.wait()
-        latest = watched.snapshot
-        reason = Reason.CHANGE if _is_enough(question.until, seen, latest) else hold.reason or Reason.TIMEOUT
-        return _conclude(seen, latest, reason, self.clock() - started)
 
     def jittered(self, seconds: float) -> float:
         """Return a bit less than that, at random."""

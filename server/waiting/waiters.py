@@ -11,7 +11,7 @@ import abc
 import asyncio
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -114,6 +114,9 @@ class Waiters:
     def __len__(self) -> int:
         return self._count
 
+    def __iter__(self) -> Iterator[Hold]:
+        return itertools.chain.from_iterable(self._by_user.values())
+
     @property
     def users(self) -> int:
         """How many users hold at least one poll."""
@@ -173,7 +176,7 @@ class Waiters:
         """End every hold at a random moment within that many seconds; new polls are to be answered at once."""
         self.draining = True
         loop = asyncio.get_running_loop()
-        for hold in itertools.chain.from_iterable(self._by_user.values()):
+        for hold in self:
             loop.call_later(self._chance() * seconds, hold.end, Reason.DRAIN)
 
     def _make_room(self, of_user: dict[Hold, None]) -> None:

@@ -215,7 +215,10 @@ class RegistersLate(Polling[State]):
         await asyncio.sleep(0)
         with self.board.watch(question.task_id) as watched:
             watched.snapshot, watched.known, watched.settled = snapshot, True, watched.doubts
-            return await self._wait(question, watched, snapshot, self.waiters.arrive())
+            with self.waiters.hold(question.user_id, None, question.seconds) as hold:
+                while watched.snapshot is snapshot:
+                    await watched.event.wait()
+        return Answer(watched.snapshot, hold.reason or Reason.CHANGE, changed=watched.snapshot is not snapshot)
 
 
 class DeafWhileReading(Board[State]):

@@ -219,7 +219,7 @@ async def test_the_same_page_asking_again_supersedes_its_older_poll(scene: Scene
 async def test_a_change_in_the_tick_of_the_deadline_is_told(scene: Scene) -> None:
     """The snapshot is there and the Event is set, and before the waiter runs its time is over."""
     poll = await scene.hold(version=1)
-    (hold,) = scene.waiters._held
+    (hold,) = scene.waiters
     scene.storage.paused = True
     scene.change()
     await settle()
@@ -236,7 +236,7 @@ async def test_a_change_in_the_tick_after_the_deadline_is_told_too() -> None:
     async with playing(Scene()) as scene:
         scene.storage.put()
         poll = await scene.hold(version=1)
-        (hold,) = scene.waiters._held
+        (hold,) = scene.waiters
         hold.expire()
         scene.board._apply(scene.board._tasks["t"], scene.storage.put(version=2), repairing=False)
         assert told(await poll) == (2, Reason.CHANGE, True)

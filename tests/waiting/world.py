@@ -265,9 +265,9 @@ class World:
 
     def _check_holds(self, waiting: list[Client]) -> None:
         waiters = self.scene.waiters
-        held = list(waiters._held)
+        held = list(waiters)
         assert len(held) <= len(waiting)
-        assert len(waiters._deadlines) == len(held) == sum(map(len, waiters._by_user.values()))
+        assert len(waiters._deadlines) == len(held) == len(waiters)
         assert len(held) <= MAX_HELD
         assert all(len(of_user) <= MAX_HELD_PER_USER for of_user in waiters._by_user.values())
         keys = [hold.client for hold in held if hold.client]
