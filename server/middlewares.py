@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -28,10 +27,11 @@ from server.errors import (
 from server.identity import find_user
 from server.keys import TRACE, WAITERS
 from server.metrics import Metrics
-from server.observing import STATUS_OF_NOBODY, Observer, Trace
+from server.observing import STATUS_OF_NOBODY, Observer, Trace, new_request_id
 from server.parking import CONNECTION, PARKED
 from server.rates import Rates
 from server.replies import problem_reply, wants_page
+from server.whole_reply import WholeReply
 from server.wire import PRIVATE, REQUEST_ID, SECURITY_HEADERS
 
 _RULES: Final = {
@@ -48,7 +48,7 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        trace = request[TRACE] = Trace(secrets.token_hex(8))
+        trace = request[TRACE] = Trace(new_request_id())
         status = STATUS_OF_NOBODY
         response: web.StreamResponse | None = None
         try:
@@ -71,7 +71,7 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
             response.force_close()  # what follows in a broken body can't be told from a next request
         if request.app[WAITERS].draining:
             response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
-        if not response.prepared:
+        if not (response.prepared or isinstance(response, WholeReply)):
             complete(response, trace.request_id, shared=_route(request) == _STATIC_ROUTE and response.status < 400)
         return response
 

@@ -32,6 +32,11 @@ class Trace:
     started: float = field(default_factory=time.perf_counter)
 
 
+def new_request_id() -> str:
+    """Return a number that stands for one request: nobody else's, but no secret either."""
+    return f"{random.getrandbits(64):016x}"
+
+
 class Observer:
     """Counts and logs. `clock_offset`: how far the database's clock is behind ours, in seconds."""
 

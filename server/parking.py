@@ -22,7 +22,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import secrets
 import ssl
 import time
 from collections import deque
@@ -33,7 +32,7 @@ from aiohttp.http import HttpVersion11
 
 from server import logs, poll_replies, repeats, wire
 from server.errors import Problem, TooManyRequests, Unavailable
-from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
+from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace, new_request_id
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import Manner
 from server.rates import Rates
@@ -289,13 +288,13 @@ class Connection(asyncio.Protocol):
             poll = parking.polling.park_at_once(question, self.answer)
             if poll is not None:
                 parking.end_idling(self)
-                self._poll, self._trace = poll, Trace(secrets.token_hex(8), user, question.task_id)
+                self._poll, self._trace = poll, Trace(new_request_id(), user, question.task_id)
                 return True
         return False
 
     def _refuse(self) -> None:
         """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
-        trace, transport = Trace(secrets.token_hex(8)), self._transport
+        trace, transport = Trace(new_request_id()), self._transport
         if transport is not None and not transport.is_closing():
             wait = random.uniform(2, 8)  # spread out, or everybody comes back at once
             problem = Unavailable("This process has all the connections that it can have.", retry_after=wait)

@@ -5,14 +5,12 @@ Two kinds of request never reach a middleware: what isn't HTTP, and what expects
 
 from __future__ import annotations
 
-import secrets
-
 from aiohttp import web
 
 from server.errors import BadRequest, ExpectationFailed, Problem
 from server.keys import PARKING, TRACE
 from server.middlewares import complete
-from server.observing import Trace
+from server.observing import Trace, new_request_id
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import compose_problem, headers_of
 
@@ -57,7 +55,7 @@ class Handler(PollHandler):
 
 
 def _reply(request: web.BaseRequest, problem: Problem) -> web.Response:
-    trace = request[TRACE] = Trace(secrets.token_hex(8))
+    trace = request[TRACE] = Trace(new_request_id())
     status, head, body = compose_problem(problem, trace.request_id)
     response = web.Response(body=body, status=status, headers=headers_of(head))
     complete(response, trace.request_id)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
+
+from server import wire
+from server.poll_replies import headers_of
+from server.whole_reply import WholeReply
 
 # What HTTP itself adds, or a file that is sent.
 UNDESCRIBED = {
@@ -68,7 +73,7 @@ class Contract:
         ]
 
     def _faults_of_headers(self, described: Any, response: web.StreamResponse) -> list[str]:
-        given = {name.title(): value for name, value in response.headers.items()}
+        given = {name.title(): value for name, value in _headers(response).items()}
         faults = [
             f"header {name} is not described" for name in given if name not in _titles({*described, *UNDESCRIBED})
         ]
@@ -83,13 +88,16 @@ class Contract:
 
     def _faults_of_content(self, place: tuple[str, ...], described: Any, response: web.StreamResponse) -> list[str]:
         body = response.body if isinstance(response, web.Response) else None
+        if isinstance(response, WholeReply):
+            body = response.composed[2]
         if not described:
             return ["there should be no content"] if body else []
-        if response.content_type not in described:
-            return [] if "*/*" in described else [f"{response.content_type} is not described"]
-        if not response.content_type.endswith("json") or not isinstance(body, bytes):
+        content_type = _headers(response).get("Content-Type", "").partition(";")[0]
+        if content_type not in described:
+            return [] if "*/*" in described else [f"{content_type} is not described"]
+        if not content_type.endswith("json") or not isinstance(body, bytes):
             return []
-        validator = self.validator(*place, "content", response.content_type, "schema")
+        validator = self.validator(*place, "content", content_type, "schema")
         return [f"{error.json_path}: {error.message[:300]}" for error in validator.iter_errors(json.loads(body))]
 
     def _find(self, *path: str) -> Any:
@@ -97,6 +105,13 @@ class Contract:
         for part in path:
             found = found[part]
         return found
+
+
+def _headers(response: web.StreamResponse) -> Mapping[str, str]:
+    if not isinstance(response, WholeReply):
+        return response.headers
+    lines = wire.reply_bytes(*response.composed, request_id="0" * 16, close=False).partition(b"\r\n\r\n")[0]
+    return headers_of(lines.decode().partition("\r\n")[2])
 
 
 def _titles(names: set[str]) -> set[str]:

@@ -17,11 +17,12 @@ from server.identity import credential, signed_in_user
 from server.keys import BATCH_POLLING, CONFIG, OBSERVER, PARKING, POLLING, RATES, TRACE
 from server.observing import CLIENT_GONE
 from server.parking import CONNECTION, PARKED
-from server.poll_replies import PLAIN, Manner, compose, describe_poll, headers_of, missing, outcome
+from server.poll_replies import PLAIN, Manner, compose, describe_poll, missing, outcome
 from server.replies import json_reply
 from server.storage.tasks import Task
 from server.waiting.batches import BatchQuestion
 from server.waiting.polling import Answer, Question, Until
+from server.whole_reply import poll_reply
 
 MAX_BATCH: Final = 50
 LONGEST_GATHER_SECONDS: Final = 2.0
@@ -50,8 +51,7 @@ async def status(request: web.Request) -> web.StreamResponse:
     request.app[OBSERVER].poll_finished(request[TRACE], outcome(answer), answer.held_seconds, changed)
     if answer.snapshot is None:
         raise missing(answer)
-    http_status, head, body = compose(answer.snapshot, answer, manner)
-    return web.Response(status=http_status, headers=headers_of(head), body=body)
+    return poll_reply(request, compose(answer.snapshot, answer, manner), request[TRACE].request_id)
 
 
 async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:

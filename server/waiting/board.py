@@ -146,6 +146,8 @@ class Board(Generic[S]):
         if self._stopped:
             raise _stopped()  # what we know is kept up to date no more
         wanted = [each for each in tasks if anew or not self._is_fresh(each)]
+        if not wanted:
+            return
         batches = [(each, self._enqueue(each)) for each in wanted]
         impatient = not anew and not self.listening and all(each.known for each in wanted)
         # A database that says nothing must not make polls longer: who waits on what is known is told when it was read.
