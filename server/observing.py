@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -45,39 +46,53 @@ class Observer:
         self.metrics = metrics
         self._logging = logging
         self._clock_offset = clock_offset
+        self._finished: list[tuple[Trace, str, str, str, int, float]] = []
 
     def request_finished(self, trace: Trace, method: str, route: str, path: str, status: int, seconds: float) -> None:
-        """Take note of a reply; `seconds` are all that the request took, the time it was held among them."""
-        took = seconds - trace.held_seconds
-        known = method if method in _METHODS else "other"  # strangers must not invent time series
-        self.metrics.count_request(route, known, status, took)
-        if route in _QUIET_ROUTES and status < 400:
-            return
-        if trace.outcome == "timeout" and random.random() >= self._logging.timeout_sample:
-            return
-        logs.log_reply(
-            logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
-            {
-                "request_id": trace.request_id,
-                "method": method,
-                "path": path,
-                "status": status,
-                "user_id": trace.user.user_id if trace.user else None,
-                "task_id": trace.task_id,
-                "outcome": trace.outcome,
-                "held_ms": _tenths(trace.held_seconds * 1000),
-                "took_ms": _tenths(took * 1000),
-            },
-        )
+        """Take note of a reply; `seconds` are all that the request took, the time it was held among them.
+
+        It is written down behind all replies of this turn of the loop: whoever waits for theirs is told first.
+        """
+        if not self._finished:
+            asyncio.get_running_loop().call_soon(self._write_down)
+        self._finished.append((trace, method, route, path, status, seconds))
 
     def poll_finished(self, trace: Trace, outcome: str, held_seconds: float, changed: Sequence[Task] = ()) -> None:
         """Take note of how a poll ended; `changed`: what it tells that the client hadn't seen."""
         trace.outcome, trace.held_seconds = outcome, held_seconds
-        self.metrics.count_poll(outcome, held_seconds)
         if held_seconds:
             now = time.time() - self._clock_offset()
             for task in changed:
                 self.metrics.wake_latency_seconds.observe(max(now - task.updated_at, 0.0))
+
+    def _write_down(self) -> None:
+        finished, self._finished = self._finished, []
+        metrics, timeout_sample = self.metrics, self._logging.timeout_sample
+        for trace, method, route, path, status, seconds in finished:
+            held_seconds, outcome = trace.held_seconds, trace.outcome
+            took = seconds - held_seconds
+            known = method if method in _METHODS else "other"  # strangers must not invent time series
+            metrics.count_request(route, known, status, took)
+            if outcome is not None:
+                metrics.count_poll(outcome, held_seconds)
+                if outcome == "timeout" and random.random() >= timeout_sample:
+                    continue
+            elif route in _QUIET_ROUTES and status < 400:
+                continue
+            logs.log_reply(
+                logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
+                {
+                    "request_id": trace.request_id,
+                    "method": method,
+                    "path": path,
+                    "status": status,
+                    "user_id": trace.user.user_id if trace.user else None,
+                    "task_id": trace.task_id,
+                    "outcome": outcome,
+                    "held_ms": _tenths(held_seconds * 1000),
+                    "took_ms": _tenths(took * 1000),
+                },
+            )
 
 
 def _tenths(value: float) -> float:

@@ -20,7 +20,6 @@ coroutine, which waits for the same board and keeps the same promises.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import ssl
 import time
@@ -45,6 +44,8 @@ STATUS_ROUTE: Final = "/api/generate/status"
 KEEPALIVE_SECONDS: Final = 75.0
 # Requests that a client sends without waiting for the answer to its poll; beyond, it is read no further.
 _MOST_EARLY_BYTES: Final = 64 * 1024
+# How often a connection is seen without a request until it is closed.
+_LOOKS: Final = 5
 # How many requests may be begun in one turn of the loop.
 _BEGUN_AT_ONCE: Final = 32
 # Beside those of clients: the pool, the listener, pictures, static files, whoever asks how the process is.
@@ -75,7 +76,7 @@ class Parking:
         self.rates = rates
         self._enabled = enabled
         self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
-        self._idle: dict[Connection, float] = {}
+        self._connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._queue: deque[Connection] = deque()
 
@@ -119,16 +120,15 @@ class Parking:
         opened = transport.get_extra_info("socket")
         return opened is None or opened.fileno() < self._highest_descriptor
 
-    def begin_idling(self, connection: Connection) -> None:
-        """Close the connection if nothing comes for long. One timer for all: they stand in the order of their ends."""
-        loop = asyncio.get_running_loop()
-        self._idle[connection] = end = loop.time() + KEEPALIVE_SECONDS
+    def add(self, connection: Connection) -> None:
+        """Take a connection in: from now on it is closed if nothing comes for long."""
+        self._connections.add(connection)
         if self._timer is None:
-            self._timer = loop.call_at(end, self._close_the_oldest)
+            self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS / _LOOKS, self._look_for_idle)
 
-    def end_idling(self, connection: Connection) -> None:
-        """Leave the connection open."""
-        self._idle.pop(connection, None)
+    def remove(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
 
     def hand_over(self, connection: Connection) -> None:
         """Let aiohttp have the connection, in its turn."""
@@ -148,17 +148,20 @@ class Parking:
         """Close every connection that waits for a request; those with a poll are closed as they are answered."""
         if self._timer is not None:
             self._timer.cancel()
-        for connection in list(self._idle):
-            connection.close()
+        for connection in self._connections:
+            if connection.waits_for_request:
+                connection.close()
 
-    def _close_the_oldest(self) -> None:
+    def _look_for_idle(self) -> None:
+        # To look at all of them now and then costs less than to take note of each reply.
         self._timer = None
-        loop = asyncio.get_running_loop()
-        for connection, end in list(self._idle.items()):
-            if end > loop.time():
-                self._timer = loop.call_at(end, self._close_the_oldest)
-                return
-            connection.close()
+        if self._connections:
+            self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS / _LOOKS, self._look_for_idle)
+        for connection in self._connections:
+            if connection.waits_for_request:
+                connection.looks += 1
+                if connection.looks > _LOOKS:
+                    connection.close()
 
 
 class Connection(asyncio.Protocol):
@@ -175,6 +178,7 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_unwelcome",
         "_writing_paused",
+        "looks",
     )
 
     def __init__(self, parking: Parking, server: PollServer) -> None:
@@ -189,6 +193,12 @@ class Connection(asyncio.Protocol):
         self._early = b""
         self._writing_paused = False
         self._unwelcome = False
+        self.looks = 0
+
+    @property
+    def waits_for_request(self) -> bool:
+        """Whether nothing has been asked, or everything was answered."""
+        return self._poll is None
 
     # What holds a poll -------------------------------------------------------------------------------------------------
 
@@ -203,6 +213,7 @@ class Connection(asyncio.Protocol):
             self._end_unheard()
             return
         self._transport = transport
+        self._parking.add(self)
         transport.set_protocol(self)
         handler.let_go()
 
@@ -232,7 +243,7 @@ class Connection(asyncio.Protocol):
         if close:
             transport.close()
             return
-        self._parking.begin_idling(self)
+        self.looks = 0
         if self._early:
             self._parking.hand_over(self)
 
@@ -282,15 +293,16 @@ class Connection(asyncio.Protocol):
         user = parking.sessions.recall(again.credential)
         if user is None or user.user_id != again.question.user_id:
             return False
-        with contextlib.suppress(TooManyRequests):
+        try:
             parking.rates.check_poll(user.user_id)
-            question = again.question.about(found[1])
-            poll = parking.polling.park_at_once(question, self.answer)
-            if poll is not None:
-                parking.end_idling(self)
-                self._poll, self._trace = poll, Trace(new_request_id(), user, question.task_id)
-                return True
-        return False
+        except TooManyRequests:
+            return False  # aiohttp's way counts it once more, and says so
+        question = again.question.about(found[1])
+        self._poll = parking.polling.park_at_once(question, self.answer)
+        if self._poll is None:
+            return False
+        self._trace = Trace(new_request_id(), user, question.task_id)
+        return True
 
     def _refuse(self) -> None:
         """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
@@ -309,7 +321,7 @@ class Connection(asyncio.Protocol):
         if self._writing_paused or transport is None or transport.is_closing():
             return  # a client that doesn't read its answers has no more requests heard
         handler = self._server.handler()
-        self._parking.end_idling(self)
+        self._parking.remove(self)
         early, self._early = self._early, b""
         self._transport = self._again = None
         transport.resume_reading()
@@ -323,7 +335,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the first request."""
         self._transport = cast("asyncio.Transport", transport)
-        self._parking.begin_idling(self)
+        self._parking.add(self)
         if not self._parking.has_room_for(self._transport):
             self._unwelcome = True
             asyncio.get_running_loop().call_later(_UNWELCOME_SECONDS, self.close)
@@ -345,7 +357,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """Let the poll go, or stop waiting for a request."""
         self._transport = None
-        self._parking.end_idling(self)
+        self._parking.remove(self)
         self._end_unheard()
 
     def close(self) -> None:

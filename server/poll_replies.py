@@ -18,6 +18,7 @@ from server.waiting.waiters import Reason
 
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
+_CONTENT_TYPE: Final = f"Content-Type: {JSON}\r\n".encode()
 # Milliseconds after which to ask again, at random between the two, so that clients spread out.
 _RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
 LONGEST_RETRY_AFTER_MS: Final = max(longest for _, longest in _RETRY_AFTER_MS.values())
@@ -38,38 +39,38 @@ class Manner:
 PLAIN: Final = Manner()
 
 
-Composed: TypeAlias = tuple[int, str, bytes | None]
-"""Status, header lines (each with its CRLF) and body. Text, since a parked connection sends them as they are."""
+Composed: TypeAlias = tuple[int, bytes, bytes | None]
+"""Status, header lines (each with its CRLF) and body, as they are sent."""
 
 
 def compose(task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> Composed:
     """Return the reply that tells this answer."""
     reason, held_ms = answer.reason, answer.held_seconds * 1000
     shared_head, shared_body = _shared(task, reason, answer.changed)
-    head = f"{shared_head}{held_ms:.1f}\r\n"
+    head = b"%b%.1f\r\n" % (shared_head, held_ms)
     if manner.preferred_wait is not None:
-        head += f"Preference-Applied: wait={manner.preferred_wait:g}\r\n"
+        head += f"Preference-Applied: wait={manner.preferred_wait:g}\r\n".encode()
     # Any other reason must be read by the client, and a 304 has no body to say it in.
     if manner.tagged_version == task.version and reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
         return 304, head, None
     body = b'%b"waitedMs":%d,"retryAfterMs":%d}}' % (shared_body, round(held_ms), _retry_after_ms(reason))
-    return 200, f"{head}Content-Type: {JSON}\r\n", body
+    return 200, head + _CONTENT_TYPE, body
 
 
 @functools.lru_cache(maxsize=64)
-def _shared(task: Task, reason: Reason, changed: bool) -> tuple[str, bytes]:  # noqa: FBT001 - a key of the cache
+def _shared(task: Task, reason: Reason, changed: bool) -> tuple[bytes, bytes]:  # noqa: FBT001 - a key of the cache
     """Return head and body up to what differs: made once for a crowd that has waited for the same state."""
     version = task.version
     poll = _fixed(reason, changed=changed, finished=task.terminal)
     return (
-        f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\nServer-Timing: hold;dur=',
+        f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\nServer-Timing: hold;dur='.encode(),
         b'{"data":%b,"poll":%b,' % (task.data, orjson.dumps(poll)[:-1]),
     )
 
 
-def headers_of(head: str) -> dict[str, str]:
+def headers_of(head: bytes) -> dict[str, str]:
     """Return header lines as a mapping, for aiohttp."""
-    return dict(line.split(": ", 1) for line in head.splitlines())
+    return dict(line.split(": ", 1) for line in head.decode().splitlines())
 
 
 def describe_poll(reason: Reason, *, changed: bool, held_seconds: float, finished: bool) -> dict[str, object]:
@@ -115,4 +116,4 @@ def compose_problem(problem: Problem, request_id: str) -> Composed:
     head = f"Content-Type: {PROBLEM_JSON}\r\n"
     if problem.retry_after is not None:
         head += f"Retry-After: {math.ceil(problem.retry_after)}\r\n"
-    return problem.status, head, orjson.dumps(members)
+    return problem.status, head.encode(), orjson.dumps(members)

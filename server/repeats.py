@@ -22,28 +22,20 @@ _POLL: Final = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Repeatable:
-    """What a poll was but for its version: two that are equal differ in nothing else."""
-
-    digest: bytes
-    position: int
-
-
 @dataclass(slots=True)
 class Again:
-    """What must be known to answer the same poll again: the bytes it was, whose it was, and what they asked."""
+    """What must be known to answer the same poll again: what stands for its bytes, whose it was, what they asked."""
 
-    request: Repeatable
+    request: bytes
     credential: str
     question: Question
 
 
-def read(data: bytes) -> tuple[Repeatable, int] | None:
-    """Return what may be repeated and the version it names; None if this isn't one whole poll of the plain kind.
+def read(data: bytes) -> tuple[bytes, int] | None:
+    """Return what stands for a poll but for its version, and the version; None if it isn't one whole poll of the plain kind.
 
-    Cookies and tokens are in the digest, so it is one that nobody can forge: a proxy may send requests of several
-    people over the same connection.
+    Two that are equal differ in nothing else. Cookies and tokens are in the digest, so it is one that nobody can
+    forge: a proxy may send requests of several people over the same connection.
     """
     if len(data) > _LONGEST or data.find(_END) != len(data) - len(_END):
         return None
@@ -52,5 +44,6 @@ def read(data: bytes) -> tuple[Repeatable, int] | None:
         return None
     start, end = found.span(2)
     digest = hashlib.blake2b(data[:start], digest_size=16)
+    digest.update(b"\0%d\0" % start)  # where the version stood: no request line that matches has a NUL
     digest.update(data[end:])
-    return Repeatable(digest.digest(), start), int(found[2])
+    return digest.digest(), int(found[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from http import HTTPStatus
 from typing import Final
 
@@ -24,15 +25,17 @@ _SAME_FOR_ALL: Final = "".join(
     f"{name}: {value}\r\n"
     for name, value in {**SECURITY_HEADERS, "Cache-Control": PRIVATE, "Server": SERVER_SOFTWARE}.items()
 )
-_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+_STATUS_LINES: Final = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 
 
-def reply_bytes(status: int, head: str, body: bytes | None, *, request_id: str, close: bool) -> bytes:
+def reply_bytes(status: int, head: bytes, body: bytes | None, *, request_id: str, close: bool) -> bytes:
     """Return a reply of HTTP/1.1 as aiohttp would send it behind our middlewares; body None: there can't be one (304)."""
     length = "" if body is None else f"Content-Length: {len(body)}\r\n"
+    own = f"{length}{REQUEST_ID}: {request_id}\r\n".encode()
+    return b"".join((_STATUS_LINES[status], head, own, _end_of_head(rfc822_formatted_time(), close), body or b""))
+
+
+@functools.lru_cache(maxsize=2)
+def _end_of_head(date: str, close: bool) -> bytes:  # noqa: FBT001 - a key of the cache
     connection = "Connection: close\r\n" if close else ""
-    whole = (
-        f"{_STATUS_LINES[status]}{head}{length}{REQUEST_ID}: {request_id}\r\n"
-        f"{_SAME_FOR_ALL}Date: {rfc822_formatted_time()}\r\n{connection}\r\n"
-    )
-    return whole.encode("latin-1") + (body or b"")
+    return f"{_SAME_FOR_ALL}Date: {date}\r\n{connection}\r\n".encode()

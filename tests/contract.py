@@ -111,7 +111,7 @@ def _headers(response: web.StreamResponse) -> Mapping[str, str]:
     if not isinstance(response, WholeReply):
         return response.headers
     lines = wire.reply_bytes(*response.composed, request_id="0" * 16, close=False).partition(b"\r\n\r\n")[0]
-    return headers_of(lines.decode().partition("\r\n")[2])
+    return headers_of(lines.partition(b"\r\n")[2])
 
 
 def _titles(names: set[str]) -> set[str]:

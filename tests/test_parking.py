@@ -470,7 +470,7 @@ async def test_a_connection_on_which_nothing_comes_is_closed_after_a_while(
             await _changed(connection, sql)
         assert await connection.is_closed()
         assert await other.is_closed()
-    assert not alice.app[keys.PARKING]._idle
+    assert not alice.app[keys.PARKING]._connections
 
 
 async def test_near_the_file_limit_a_newcomer_is_refused_politely_and_the_others_stay(alice: Person, sql: Sql) -> None:

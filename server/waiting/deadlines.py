@@ -35,7 +35,10 @@ class Deadlines:
         """Expire the waiter in that many seconds at the latest; returns the slot to be given to `remove`."""
         loop = asyncio.get_running_loop()
         slot = int((loop.time() + seconds) / GRAIN_SECONDS)
-        self._slots.setdefault(slot, set()).add(waiter)
+        members = self._slots.get(slot)
+        if members is None:
+            members = self._slots[slot] = set()
+        members.add(waiter)
         if self._timer is None or slot < self._timer_slot:
             self._wind(loop, slot)
         return slot
