@@ -124,10 +124,13 @@ class _Lines:
 
 
 _lines: _Lines | None = None
+_replies_are_quiet = False
 
 
 def log_reply(event: str, fields: dict[str, object]) -> None:
     """Log the line of a request that was answered, within the event loop. The fields are the log's from then on."""
+    if _replies_are_quiet:
+        return  # structlog would take its time to find that out
     # Unless structlog no longer renders the way it was set up: a test may have put its own ear there.
     if _lines is not None and _lines.processors[-1] is _lines.renderer:
         _lines.add(event, fields)
@@ -145,8 +148,9 @@ def configure(settings: config.Logging, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         *_renderers(pretty=pretty, colors=stream.isatty()),
     ]
-    global _lines  # noqa: PLW0603 - structlog's own settings are global, and these belong to them
-    _lines = None if pretty or level > logging.INFO else _Lines(stream, processors)
+    global _lines, _replies_are_quiet  # noqa: PLW0603 - structlog's own settings are global, and these belong to them
+    _lines = None if pretty else _Lines(stream, processors)
+    _replies_are_quiet = level > logging.INFO
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
