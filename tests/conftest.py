@@ -15,6 +15,7 @@ from typing import Any
 import argon2
 import psycopg2
 import pytest
+import uvloop
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
@@ -26,9 +27,12 @@ from server.storage.embedded import EmbeddedPostgres
 from server.storage.migrations import migrate
 from server.storage.users import User
 from tests.contract import Contract
+from tests.faults.figures import pytest_terminal_summary  # noqa: F401 - for pytest, here where it looks
 
 # Which way polls are held: `LONGPOLL_TEST_PARK=no` has all of them held by coroutines, as under TLS.
 PARKS = os.environ.get("LONGPOLL_TEST_PARK") != "no"
+# Which loop the servers within a test run on: `LONGPOLL_TEST_LOOP=uvloop`. Those in processes of their own take it anyway.
+LOOP = os.environ.get("LONGPOLL_TEST_LOOP", "asyncio")
 # A crash of this Postgres loses nothing that anybody wants: it needn't wait for the disk.
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "300"}
 # Passwords of tests need no protection, and a server hashes one at each start.
@@ -41,6 +45,11 @@ CONTRACT = web.AppKey("contract", Contract)
 def enough_descriptors() -> None:
     """As the server does at its start: some tests hold thousands of connections."""
     descriptors.raise_limit()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Say on which loop tests run."""
+    return {LOOP: uvloop.new_event_loop if LOOP == "uvloop" else asyncio.new_event_loop}
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,12 @@
-"""What a run of the fault suite has measured stands at the end of its output, one line of JSON for each fault."""
+"""How the fault suite runs beside all other tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 _HERE = Path(__file__).parent
-FIGURE = '{"figure": '  # how the lines of `print_figure` begin
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -17,17 +15,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(_HERE):
             item.add_marker(pytest.mark.xdist_group("faults"))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show every figure: pytest shows what a test has printed only if it failed."""
-    figures = [line for reports in terminalreporter.stats.values() for each in reports for line in _figures_of(each)]
-    if figures:
-        terminalreporter.section("figures of the fault suite")
-        for line in figures:
-            terminalreporter.line(line)
-
-
-def _figures_of(report: object) -> Iterator[str]:
-    if isinstance(report, pytest.TestReport) and report.when == "call":
-        yield from (line for line in report.capstdout.splitlines() if line.startswith(FIGURE))

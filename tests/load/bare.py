@@ -4,7 +4,7 @@ No login, no database, no log. What our server costs beyond this is the price of
 aiohttp's. `--tame`: with our collector settings, and a Future on a shared timer instead of a timer for each request.
 
 GET /poll?task=T&version=V    held until the version of T isn't V, or 30 s have passed
-POST /wake?task=T             raises it
+POST /wake?task=T             raises it; without a task, those of all tasks
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ class Bare:
         return web.Response(body=body.encode(), content_type="application/json")
 
     async def wake(self, request: web.Request) -> web.Response:
-        task = request.query["task"]
-        self._versions[task] += 1
-        self._events.pop(task, asyncio.Event()).set()
-        for future in self._waiting.pop(task, ()):
-            if not future.done():
-                future.set_result(None)
-        return web.json_response({"version": self._versions[task]})
+        tasks = [request.query["task"]] if "task" in request.query else list(self._versions)
+        for task in tasks:
+            self._versions[task] += 1
+            self._events.pop(task, asyncio.Event()).set()
+            for future in self._waiting.pop(task, ()):
+                if not future.done():
+                    future.set_result(None)
+        return web.json_response({"tasks": len(tasks)})
 
     async def _hold(self, task: str) -> None:
         with contextlib.suppress(TimeoutError):

@@ -69,9 +69,10 @@ class PublishedTasks:
     It may answer everybody who waits before it answers that request: the clock starts when the request is sent.
     """
 
-    def __init__(self, control: Control, path: str, *, tasks: int = 1) -> None:
+    def __init__(self, control: Control, path: str, *, tasks: int = 1, path_of_all: str | None = None) -> None:
         self._control = control
         self._path = path
+        self._path_of_all = path_of_all
         self._versions = [1] * tasks
         self.tasks = [Task(f"task{number}", "") for number in range(tasks)]
         self.left = True
@@ -92,7 +93,13 @@ class PublishedTasks:
         return Commit(task, self._versions[task], sent, sent)
 
     def change_all(self, *, singly: bool, ending: bool) -> list[Commit]:  # noqa: ARG002
-        return [commit for task in range(len(self.tasks)) if (commit := self.change(task))]
+        if singly or self._path_of_all is None:
+            return [commit for task in range(len(self.tasks)) if (commit := self.change(task))]
+        sent = time.monotonic()
+        reply = self._control.request("POST", self._path_of_all)
+        assert reply.status < 300, reply
+        self._versions = [version + 1 for version in self._versions]
+        return [Commit(task, version, sent, sent) for task, version in enumerate(self._versions)]
 
     def foreign_changes(self) -> int:
         return 0

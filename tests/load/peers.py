@@ -58,6 +58,8 @@ http {{
 }}
 """
 SHOWN = ("held", "kilobytes_per_held", "idle_cpu_percent", "cpu_us_per_wake", "first_ms", "median_ms", "last_ms")
+CARRIED = ("clients", "tasks", "pattern", "single", "rounds", "connect_rate", "processes", "idle")
+SHOWN += ("wakes_per_second",)
 SHOWN += ("cpu_us_per_repoll", "repolls_per_second", "tester_cpu_seconds", "server_cpu_seconds", "errors", "lost")
 
 
@@ -104,30 +106,31 @@ def ours(options: Options, *, park: bool = True, loop: str = "auto") -> Iterator
         environment = {**os.environ, **{f"LONGPOLL_{name}": str(value) for name, value in settings.items()}}
         environment["PYTHONPATH"] = str(ROOT)
         dsn = f"host={path}/.data/sockets port=5432 user=postgres dbname=postgres"
-        stage = command.SqlStage(dsn, tasks=1, clients=options.clients, polls_per_user=options.clients, secret=None)
+        stage = command.SqlStage(
+            dsn, tasks=options.tasks, clients=options.clients, polls_per_user=options.clients, secret=None
+        )
         with running([sys.executable, "-m", "server"], port, path, environment) as process:
             yield Peer(LongPollServer("127.0.0.1", port, wait_seconds=30), stage, process.pid)
 
 
 @contextlib.contextmanager
 def bare(options: Options, *arguments: str, module: str = "tests.load.bare") -> Iterator[Peer]:
-    del options
     port = free_port()
     program = [sys.executable, "-m", module, str(port), *arguments]
     with running(program, port, ROOT) as process, contextlib.closing(Control("127.0.0.1", port)) as control:
-        yield Peer(BareServer("127.0.0.1", port), PublishedTasks(control, "/wake?task="), process.pid)
+        stage = PublishedTasks(control, "/wake?task=", tasks=options.tasks, path_of_all="/wake")
+        yield Peer(BareServer("127.0.0.1", port), stage, process.pid)
 
 
 @contextlib.contextmanager
 def nchan(options: Options) -> Iterator[Peer]:
-    del options
     port = free_port()
     with folder() as path:
         configuration = path / "nginx.conf"
         configuration.write_text(NGINX.format(folder=path, module=NCHAN_MODULE, port=port))
         program = ["nginx", "-c", str(configuration), "-p", str(path)]
         with running(program, port, path) as process, contextlib.closing(Control("127.0.0.1", port)) as control:
-            yield Peer(Nchan("127.0.0.1", port), PublishedTasks(control, "/pub/"), process.pid)
+            yield Peer(Nchan("127.0.0.1", port), PublishedTasks(control, "/pub/", tasks=options.tasks), process.pid)
 
 
 @contextlib.contextmanager
@@ -165,9 +168,7 @@ def measure(start: Start, options: Options, display: LiveDisplay) -> Figures:
         options = Options(
             peer.target.host,
             peer.target.port,
-            **{name: getattr(options, name) for name in ("clients", "rounds", "connect_rate", "processes", "idle")},
-            tasks=1,
-            pattern="broadcast",
+            **{name: getattr(options, name) for name in CARRIED},
             grace=10.0,
         )
         return command.carry_out(options, peer.target, peer.stage, Gauge([peer.process_id]), dict, display)
@@ -221,17 +222,30 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bursts", type=int, default=5, help="changes in each round")
     parser.add_argument("--connect-rate", type=float, default=2500.0)
+    parser.add_argument("--storm", action="store_true", help="as many tasks as polls, changed all at once")
+    parser.add_argument("--single", action="store_true", help="with --storm: one statement for each task")
     given = parser.parse_args()
     peers = {name: known[name] for name in given.names or known}
     if "Nchan" in peers and not install_nchan():
         print(f"Nchan is left out: {' and '.join(NCHAN_PACKAGES)} are not installed", file=sys.stderr)
         del peers["Nchan"]
     options = Options(
-        "127.0.0.1", 0, given.clients, rounds=given.bursts, connect_rate=given.connect_rate, processes=1, idle=2.0
+        "127.0.0.1",
+        0,
+        given.clients,
+        tasks=given.clients if given.storm else 1,
+        pattern="storm" if given.storm else "broadcast",
+        single=given.single,
+        rounds=given.bursts,
+        connect_rate=given.connect_rate,
+        processes=1,
+        idle=2.0,
     )
     medians = compare(peers, options, given.rounds)
     show(
-        medians, f"{given.clients:,} polls held on one task, medians of {given.rounds} rounds of {given.bursts} changes"
+        medians,
+        f"{given.clients:,} polls held on {options.tasks:,} task{'s' if given.storm else ''},"
+        f" medians of {given.rounds} rounds of {given.bursts} changes",
     )
 
 
