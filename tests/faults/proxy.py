@@ -12,6 +12,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import cast
 
 from psycopg2.extensions import make_dsn, parse_dsn
 
@@ -52,10 +53,13 @@ class End(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         # Not at once: up to Python 3.11.3 the transport begins to read behind this call, whatever it says.
-        asyncio.get_running_loop().call_soon(transport.pause_reading)
+        asyncio.get_running_loop().call_soon(self._stand_still)
+
+    def _stand_still(self) -> None:
+        if self.other is None or self.direction.paused:  # under uvloop it may have been joined already
+            self.transport.pause_reading()
 
     def join(self, other: End) -> None:
         """Forward from now on, unless the direction stands still."""
