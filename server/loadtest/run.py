@@ -230,7 +230,8 @@ class Run:
         self.committed(commits)
         patience = self.options.wait + _LATENESS_SECONDS
         self.watch(name, patience, everybody, lambda counts: everybody - counts.waiting)
-        costs = self.costs().since(before)
+        # What the server does behind its replies, such as writing its log, is part of what they cost.
+        costs = (self._until_quiet() if self.server else self.costs()).since(before)
         records = self.gather()
         woken = sum(record.version > record.asked for record in records)
         return Burst(commits, records, costs, woken)
