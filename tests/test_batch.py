@@ -44,7 +44,9 @@ async def test_it_is_held_until_any_task_changes_and_leaves_no_trace(alice: Pers
     assert body["poll"]["reason"] == "change"
     board = alice.app[keys.BOARD]
     assert alice.held == 0
-    assert all(watched.watchers == 0 and watched._followers is None for watched in board._tasks.values())
+    for watched in board._tasks.values():
+        assert watched.watchers == 0
+        assert watched._follower is watched._others is None
 
 
 async def test_changes_that_come_close_together_come_in_one_answer(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -17,20 +17,14 @@ STATUSES: Final = ("pending", "processing", "completed", "failed", "canceled")
 
 
 class Task:
-    """The state of one task as a client may see it. Made from a row, never changed."""
+    """The state of one task as a client may see it. Made from a row, never changed.
 
-    __slots__ = (
-        "_data",
-        "_row",
-        "created_at",
-        "prompt",
-        "status",
-        "task_id",
-        "terminal",
-        "updated_at",
-        "user_id",
-        "version",
-    )
+    Attributes:
+        data: the contract's `data` as JSON, made once for everybody who waits for this version.
+        updated_at: when this version was made, in seconds since 1970.
+    """
+
+    __slots__ = ("created_at", "data", "prompt", "status", "task_id", "terminal", "updated_at", "user_id", "version")
 
     def __init__(
         self,
@@ -42,7 +36,7 @@ class Task:
         created_at: dt.datetime,
         updated_at: dt.datetime,
         prompt: str | None = None,
-        **columns: object,
+        **columns: Any,
     ) -> None:
         """Take the columns of `read_tasks` or `list_tasks`."""
         self.task_id = task_id
@@ -53,41 +47,31 @@ class Task:
         self.created_at = created_at
         self.updated_at = updated_at.timestamp()
         self.prompt = prompt
-        self._row: dict[str, object] | None = {"created_at": created_at, "updated_at": updated_at, **columns}
-        self._data: bytes | None = None
-
-    @property
-    def data(self) -> bytes:
-        """The contract's `data` as JSON, made once for everybody who waited for this version."""
-        if self._data is None:
-            self._data = orjson.dumps(self.describe())
-            self._row = None
-        return self._data
+        self.data = orjson.dumps(
+            {
+                "taskId": task_id,
+                "type": columns["type"],
+                "status": status,
+                "version": version,
+                "result": columns["result"],
+                "error": columns["error"],
+                "progress": _rounded(columns["progress"], 3),
+                "stage": columns["stage"],
+                "message": columns["message"],
+                "queuePosition": columns["queue_position"],
+                "etaSeconds": _rounded(columns["eta_seconds"], 1),
+                "attempt": columns["attempt"],
+                "cancelRequested": columns["cancel_requested"],
+                "createdAt": _moment(created_at),
+                "startedAt": _moment(columns["started_at"]),
+                "updatedAt": _moment(updated_at),
+                "finishedAt": _moment(columns["finished_at"]),
+            }
+        )
 
     def describe(self) -> dict[str, object]:
         """Return the contract's `data`: times in RFC 3339 UTC, progress 0..1 or None."""
-        if self._row is None:
-            return orjson.loads(self.data)  # type: ignore[no-any-return]
-        row = self._row
-        return {
-            "taskId": self.task_id,
-            "type": row["type"],
-            "status": self.status,
-            "version": self.version,
-            "result": row["result"],
-            "error": row["error"],
-            "progress": _rounded(row["progress"], 3),
-            "stage": row["stage"],
-            "message": row["message"],
-            "queuePosition": row["queue_position"],
-            "etaSeconds": _rounded(row["eta_seconds"], 1),
-            "attempt": row["attempt"],
-            "cancelRequested": row["cancel_requested"],
-            "createdAt": _moment(row["created_at"]),
-            "startedAt": _moment(row["started_at"]),
-            "updatedAt": _moment(row["updated_at"]),
-            "finishedAt": _moment(row["finished_at"]),
-        }
+        return orjson.loads(self.data)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,11 +308,9 @@ class Cleaning:
         return {row.task_id for row in rows}
 
 
-def _moment(value: object) -> str | None:
-    if not isinstance(value, dt.datetime):
-        return None
-    return value.astimezone(dt.UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+def _moment(value: dt.datetime | None) -> str | None:
+    return None if value is None else value.astimezone(dt.UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
-def _rounded(value: object, digits: int) -> float | None:
-    return round(value, digits) if isinstance(value, float) else None
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -48,7 +48,8 @@ class Watched(Generic[S]):
 
     __slots__ = (
         "_event",
-        "_followers",
+        "_follower",
+        "_others",
         "doubts",
         "known",
         "settled",
@@ -68,7 +69,9 @@ class Watched(Generic[S]):
         self.settled = 0
         self.watchers = 0
         self._event: asyncio.Event | None = None
-        self._followers: set[Follower] | None = None
+        # Most tasks have one follower, and a set for each would cost more than all the rest here.
+        self._follower: Follower | None = None
+        self._others: set[Follower] | None = None
 
     @property
     def stale(self) -> bool:
@@ -87,21 +90,29 @@ class Watched(Generic[S]):
         event, self._event = self._event, None
         if event is not None:
             event.set()
-        if self._followers is not None:
-            _tell(list(self._followers))
+        first = self._follower
+        if self._others is not None:
+            _tell([*self._others] if first is None else [first, *self._others])
+        elif first is not None:
+            first.set()
 
     def follow(self, follower: Follower) -> None:
         """Have somebody told of every change, until `unfollow`; a crowd is told in slices, so not all at once."""
-        if self._followers is None:
-            self._followers = set()
-        self._followers.add(follower)
+        if self._follower is None:
+            self._follower = follower
+        elif self._others is None:
+            self._others = {follower}
+        else:
+            self._others.add(follower)
 
     def unfollow(self, follower: Follower) -> None:
         """Tell that one no more."""
-        if self._followers is not None:
-            self._followers.discard(follower)
-            if not self._followers:
-                self._followers = None
+        if self._follower is follower:
+            self._follower = None
+        elif self._others is not None:
+            self._others.discard(follower)
+            if not self._others:
+                self._others = None
 
 
 def _tell(followers: list[Follower]) -> None:
