@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -53,11 +54,11 @@ class Pulse:
 
     async def beat(self) -> None:
         """Beat for ever."""
-        loop = asyncio.get_running_loop()
         while True:
-            due = loop.time() + _BEAT_SECONDS
+            due = time.monotonic() + _BEAT_SECONDS  # a loop's own clock may stand still within a turn (uvloop's does)
             await asyncio.sleep(_BEAT_SECONDS)
-            self.note(loop.time(), loop.time() - due)
+            now = time.monotonic()
+            self.note(now, now - due)
 
     def note(self, now: float, late: float) -> None:
         """Remember by how many seconds a beat was late; a shorter stop than a later one needn't be known."""

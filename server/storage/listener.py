@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Mapping
 
 import aiopg
@@ -141,8 +142,7 @@ class Listener:
         number = int(payload) if payload.isdecimal() and len(payload) < _LONGEST_NUMBER else 0
         if number not in self._sent_at:
             return  # not ours, or of an earlier connection
-        loop = asyncio.get_running_loop()
-        self.lag_seconds = loop.time() - self._sent_at[number]
+        self.lag_seconds = time.monotonic() - self._sent_at[number]
         self._sent_at = {sent: at for sent, at in self._sent_at.items() if sent > number}
         self._heard = number
         if not self.healthy:
@@ -168,7 +168,7 @@ class Listener:
     def _send_heartbeat(self) -> int:
         self._sent += 1
         if self._connection is not None:
-            self._sent_at[self._sent] = asyncio.get_running_loop().time()
+            self._sent_at[self._sent] = time.monotonic()
             task = asyncio.create_task(self._notify(self._sent), name="heartbeat notification")
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)

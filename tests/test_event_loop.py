@@ -1,0 +1,33 @@
+"""Which event loop runs a process."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+
+import pytest
+
+from server import event_loop
+from server.errors import ConfigurationError
+
+
+async def kind_of_loop() -> str:
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("asyncio", "asyncio"), ("uvloop", "uvloop"), ("auto", "uvloop")])
+def test_each_kind_runs_its_loop(kind: str, expected: str) -> None:
+    assert event_loop.run(kind_of_loop(), kind) == expected
+
+
+def test_without_uvloop_auto_takes_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    assert event_loop.run(kind_of_loop(), "auto") == "asyncio"
+
+
+def test_uvloop_that_is_wanted_and_missing_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    work = kind_of_loop()
+    with pytest.raises(ConfigurationError, match=r'pip install "longpoll-task-server\[uvloop\]", or take "asyncio"'):
+        event_loop.run(work, "uvloop")
+    work.close()
