@@ -23,7 +23,12 @@ def run(main: Coroutine[Any, Any, T], kind: str) -> T:
     Raises:
         ConfigurationError: uvloop is wanted and isn't there.
     """
-    with asyncio.Runner(loop_factory=_factory(kind)) as runner:
+    try:
+        factory = _factory(kind)
+    except ConfigurationError:
+        main.close()
+        raise
+    with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(main)
 
 

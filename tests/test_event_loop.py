@@ -27,7 +27,5 @@ def test_without_uvloop_auto_takes_pythons_own(monkeypatch: pytest.MonkeyPatch) 
 
 def test_uvloop_that_is_wanted_and_missing_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    work = kind_of_loop()
     with pytest.raises(ConfigurationError, match=r'pip install "longpoll-task-server\[uvloop\]", or take "asyncio"'):
-        event_loop.run(work, "uvloop")
-    work.close()
+        event_loop.run(kind_of_loop(), "uvloop")
