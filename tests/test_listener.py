@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiopg
+import psycopg2
 import pytest
 
 from server.metrics import Metrics
@@ -115,6 +116,20 @@ async def test_a_burst_of_thousands_arrives_whole_and_in_order(listen: Listen, s
         sql(f"SELECT pg_notify('news', n::text) FROM generate_series({start}, {start + 2499}) AS n")
     await until(lambda: len(ear.heard) == 5000)
     assert ear.heard == [str(number) for number in range(5000)]
+
+
+async def test_it_stays_healthy_while_everything_else_is_busy(listen: Listen, dsn: str) -> None:
+    """A heartbeat doesn't wait for a connection behind statements that take long."""
+    ear = await listen(heartbeat_seconds=0.2)
+    reconnects, beats = ear.reconnects, ear.listener.beats
+    with contextlib.closing(psycopg2.connect(dsn)) as other, other.cursor() as cursor:
+        cursor.execute("LOCK TABLE longpoll.sessions")
+        busy = [asyncio.create_task(ear.database.fetch("expire_sessions", dict)) for _ in range(4)]
+        await until(lambda: ear.listener.beats >= beats + 5)
+        assert ear.database.busy >= len(busy)
+        assert ear.listener.healthy
+    await asyncio.gather(*busy)
+    assert ear.reconnects == reconnects
 
 
 async def test_it_counts_as_healthy_only_when_its_own_notification_has_come_back(

@@ -14,7 +14,7 @@ _BESIDE_POLLS: Final = 100  # files, pictures, the logs, clients that are just b
 async def check_descriptors(deployment: Deployment) -> Finding:
     """Compare the limit of file descriptors with the polls that may be held: each is a connection."""
     held = deployment.config.polling.max_held
-    beside = deployment.config.database.pool_size + 1 + _BESIDE_POLLS
+    beside = deployment.config.database.pool_size + 2 + _BESIDE_POLLS
     allowed = descriptors.raise_limit()
     if held + beside <= allowed:
         return ok(f"there are enough for {held} held polls (polling.max_held)")

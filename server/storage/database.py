@@ -14,10 +14,10 @@ import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 import aiopg
 import aiopg.connection
@@ -120,13 +120,8 @@ async def run_directly(connection: aiopg.Connection, statement: str, timeout: fl
 
 
 Connection: TypeAlias = aiopg.Connection
+_Rows: TypeAlias = tuple[list[str], list[tuple[object, ...]]]
 _OPTIONS: dict[str, Any] = {"enable_hstore": False, "enable_json": False, "enable_uuid": False, **KEEPALIVES}
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    database_time: float
-    pg_notify: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +147,8 @@ class Database:
         self._pool: aiopg.Pool | None = None
         # Nobody waits inside aiopg's pool: a connection that comes back dead wakes nobody there (1.4.0, Pool.release).
         self._slots = asyncio.Semaphore(pool_size)
+        # One more for heartbeats: a listener must not be taken for dead because everything else is busy.
+        self._slot_of_heartbeats = asyncio.Semaphore(1)
         self._door = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._down_until = 0.0
@@ -167,7 +164,7 @@ class Database:
     @property
     def pool_size(self) -> int:
         """How many connections there may be."""
-        return self._pool_size
+        return self._pool_size + 1
 
     @property
     def connections(self) -> int:
@@ -182,7 +179,7 @@ class Database:
         """
         with translated_errors():
             self._pool = await aiopg.create_pool(
-                self._dsn, minsize=1, maxsize=self._pool_size, timeout=self._timeout, **_OPTIONS
+                self._dsn, minsize=1, maxsize=self.pool_size, timeout=self._timeout, **_OPTIONS
             )
 
     def hasten(self) -> None:
@@ -227,15 +224,7 @@ class Database:
             DatabaseUnavailable: no answer in time; whether a write was carried out is then unknown.
             ConstraintViolated: the statement would break a rule of the schema.
         """
-        task = asyncio.ensure_future(self._fetch(query, parameters, user, retry=retry))
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-        try:
-            columns, rows = await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled() and not _is_canceled():
-                raise DatabaseUnavailable("this process stops, and the database took too long") from error
-            raise
+        columns, rows = await self._run(self._fetch(query, parameters, user, self._slots, retry=retry))
         return [into(**dict(zip(columns, row, strict=True))) for row in rows]
 
     async def fetch_one(self, query: str, into: Callable[..., T], /, **parameters: Any) -> T | None:
@@ -267,9 +256,24 @@ class Database:
     async def notify(self, channel: str, payload: str) -> None:
         """Send a notification, and learn on the way how far the database's clock is from ours."""
         before = time.time()
-        sent = await self.fetch_one("notify", _Sent, channel=channel, payload=payload)
-        if sent is not None:
-            self.clock_offset = (before + time.time()) / 2 - sent.database_time
+        parameters = {"channel": channel, "payload": payload}
+        columns, (row,) = await self._run(
+            self._fetch("notify", parameters, None, self._slot_of_heartbeats, retry=False)
+        )
+        sent = dict(zip(columns, row, strict=True))
+        self.clock_offset = (before + time.time()) / 2 - cast("float", sent["database_time"])
+
+    async def _run(self, statement: Coroutine[Any, Any, _Rows]) -> _Rows:
+        """Carry a statement out in a task of its own, and wait for it."""
+        task = asyncio.ensure_future(statement)
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled() and not _is_canceled():
+                raise DatabaseUnavailable("this process stops, and the database took too long") from error
+            raise
 
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -277,13 +281,13 @@ class Database:
             task.exception()  # whoever asked may be gone: seen here, it isn't reported a second time
 
     async def _fetch(
-        self, query: str, parameters: Mapping[str, object], user: str | None, *, retry: bool
-    ) -> tuple[list[str], list[tuple[object, ...]]]:
+        self, query: str, parameters: Mapping[str, object], user: str | None, slots: asyncio.Semaphore, *, retry: bool
+    ) -> _Rows:
         for attempt in (1, 2):
             self._check_reachable()
             try:
                 with translated_errors():
-                    return await self._execute(query, parameters, user)
+                    return await self._execute(query, parameters, user, slots)
             except DatabaseUnavailable as error:
                 logs.log.warning(logs.QUERY_FAILED, query=query, attempt=attempt, error=str(error))
                 if not retry or attempt == 2:
@@ -294,12 +298,12 @@ class Database:
         raise AssertionError("unreachable")
 
     async def _execute(
-        self, query: str, parameters: Mapping[str, object], user: str | None
-    ) -> tuple[list[str], list[tuple[object, ...]]]:
+        self, query: str, parameters: Mapping[str, object], user: str | None, slots: asyncio.Semaphore
+    ) -> _Rows:
         assert self._pool is not None, "Database.open() comes first"
         # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
         patience = self._timeout + _GRACE_SECONDS
-        async with self._connection(self._pool) as connection, connection.cursor(timeout=patience) as cursor:
+        async with self._connection(self._pool, slots) as connection, connection.cursor(timeout=patience) as cursor:
             self.statements += 1
             await cursor.execute(
                 _prefix(user, self._timeout) + self._queries[query],
@@ -311,10 +315,10 @@ class Database:
             return columns, await cursor.fetchall()
 
     @contextlib.asynccontextmanager
-    async def _connection(self, pool: aiopg.Pool) -> AsyncIterator[aiopg.Connection]:
+    async def _connection(self, pool: aiopg.Pool, slots: asyncio.Semaphore) -> AsyncIterator[aiopg.Connection]:
         deadline = asyncio.get_running_loop().time() + self._timeout  # for a free connection and a new one together
         async with asyncio.timeout_at(deadline):
-            await self._slots.acquire()
+            await slots.acquire()
         try:
             connection = await self._acquire(pool, deadline)
             try:
@@ -324,7 +328,7 @@ class Database:
                 with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
                     pool.release(connection)
         finally:
-            self._slots.release()
+            slots.release()
 
     async def _acquire(self, pool: aiopg.Pool, deadline: float) -> aiopg.Connection:
         try:
