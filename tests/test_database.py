@@ -195,8 +195,9 @@ async def test_a_statement_that_the_database_cancels_is_an_error_not_a_cancellat
 
 async def test_who_waits_too_long_for_a_connection_is_told_so(connect: Open) -> None:
     database = await connect(pool_size=1, timeout=0.2)
-    assert database._pool is not None
-    async with database._pool.acquire():
+    pool = database._pool
+    assert pool is not None
+    async with pool.acquire(), pool.acquire():  # that for heartbeats, too
         with pytest.raises(DatabaseUnavailable):
             await database.fetch("pid", SimpleNamespace)
     await until(lambda: _answers(database))
