@@ -37,9 +37,9 @@ SCRIPT = f"""\\set number random(1, {TASKS})
 UPDATE public.image_generations SET progress = :share / 1000.0, message = 'step ' || :share
  WHERE task_id = 'bench-' || :number;
 """
-INSERT = f"""INSERT INTO public.image_generations (user_id, task_id, prompt, status)
-SELECT longpoll.register_account('bench@example.org', 'no hash'), 'bench-' || number, 'a lake', 'processing'
-  FROM generate_series(1, {TASKS}) AS number"""
+INSERT = f"""WITH owner AS MATERIALIZED (SELECT longpoll.register_account('bench@example.org', 'no hash') AS id)
+INSERT INTO public.image_generations (user_id, task_id, prompt, status)
+SELECT owner.id, 'bench-' || number, 'a lake', 'processing' FROM owner, generate_series(1, {TASKS}) AS number"""
 
 
 @contextlib.contextmanager
