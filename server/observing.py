@@ -96,5 +96,5 @@ class Observer:
 
 
 def _tenths(value: float) -> float:
-    """Round to one digit: `round` takes five times as long, and each line has two."""
+    """Round to one digit: `round` takes twice as long, and each line has two."""
     return int(value * 10 + 0.5) / 10
