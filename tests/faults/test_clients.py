@@ -165,6 +165,7 @@ async def _leave_within_a_query(site: Site, account: Account, sql: Sql, dsn: str
                 for channel, target in zip(opened, targets, strict=True)
             ]
             await until(lambda: site.watching(task_ids) == len(task_ids) and database.busy > len(task_ids))
+            assert await site.app[keys.LISTENER].barrier()  # heartbeats have a connection of their own
             for channel in opened:
                 channel.reset()
             await asyncio.gather(*polls, return_exceptions=True)
