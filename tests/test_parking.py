@@ -218,15 +218,21 @@ def _closing(text: str) -> str:
     return text[:-2] + "Connection: close\r\n\r\n"
 
 
+def _lasting(text: str) -> str:
+    """The old version, with what kept its connections open."""
+    return text.replace("HTTP/1.1", "HTTP/1.0")[:-2] + "Connection: keep-alive\r\n\r\n"
+
+
 def _with_body(text: str) -> str:
     return text[:-2] + "Content-Length: 4\r\n\r\n\r\n\r\n"  # which ends as a request without one does
 
 
 @pytest.mark.parametrize(
     "change",
-    [_closing, _with_body, lambda text: text.replace("HTTP/1.1", "HTTP/1.0"), lambda text: text + text,
+    [_closing, _with_body, lambda text: text.replace("HTTP/1.1", "HTTP/1.0"), _lasting, lambda text: text + text,
      lambda text: text + "GET /healthz HTTP/1.1\r\nHost: x\r\n"],
-    ids=["Connection: close", "a body", "HTTP/1.0", "another request behind it", "half a request behind it"],
+    ids=["Connection: close", "a body", "HTTP/1.0", "HTTP/1.0 that lasts", "another request behind it",
+         "half a request behind it"],
 )  # fmt: skip
 async def test_a_request_that_cannot_be_parked_is_held_by_its_coroutine(
     alice: Person, sql: Sql, change: Callable[[str], str]
@@ -237,6 +243,39 @@ async def test_a_request_that_cannot_be_parked_is_held_by_its_coroutine(
         await until(lambda: kinds_held(alice) == [TaskHold])
         sql(PROCESSING)
         assert json.loads((await connection.reply()).body)["poll"]["reason"] == "change"
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [("", 200), ("Prefer: wait=0\r\n", 200), ('If-None-Match: "{task_id}.1"\r\nPrefer: wait=0\r\n', 304)],
+    ids=["plain", "Prefer", "not modified"],
+)
+async def test_a_reply_in_one_piece_says_what_aiohttp_would(alice: Person, header: str, status: int) -> None:
+    """The old version is answered by aiohttp, header by header."""
+    task_id, replies = await alice.create(), []
+    rest = "" if header else "&wait=0"
+    text = request(alice, f"/api/generate/status?taskId={task_id}{rest}")[:-2] + header.format(task_id=task_id) + "\r\n"
+    for change in (str, _lasting):
+        async with connect_to(alice) as connection:
+            await connection.send(change(text))
+            replies.append(await connection.reply())
+    whole, by_aiohttp = replies
+    assert whole.status == by_aiohttp.status == status
+    assert whole.line.replace("HTTP/1.1", "HTTP/1.0") == by_aiohttp.line
+    assert by_aiohttp.headers.pop("connection") == "keep-alive"
+    assert set(whole.headers) == set(by_aiohttp.headers)
+    own = {"x-request-id", "date", "server-timing"}
+    assert all(value == by_aiohttp.headers[name] for name, value in whole.headers.items() if name not in own)
+    assert whole.body == by_aiohttp.body
+
+
+async def test_a_reply_in_one_piece_ends_the_connection_if_its_client_wants_that(alice: Person) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await connection.send(_closing(status_request(alice, task_id, wait=0)))
+        reply = await connection.reply()
+        assert (reply.status, reply.headers["connection"]) == (200, "close")
+        assert await connection.is_closed()
 
 
 async def test_half_a_request_behind_a_poll_is_answered_when_the_rest_has_come(alice: Person, sql: Sql) -> None:
