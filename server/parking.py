@@ -90,7 +90,6 @@ class Parking:
         handler, transport = request.protocol, request.transport
         return (
             self._enabled
-            and not self.closing
             and isinstance(handler, PollHandler)
             and handler.is_done_reading
             and request.method == "GET"

@@ -17,6 +17,7 @@ from server import keys, serving
 from server.app import build_app
 from server.certificate import write_certificate
 from server.config import Config
+from server.waiting.waiters import TaskHold
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import connect, connect_to, request, status_request
 
@@ -160,6 +161,7 @@ async def test_a_poll_is_held_and_woken_over_https(
             f"Cookie: {cookie.partition(';')[0]}\r\n\r\n"
         )
         await until(lambda: len(app[keys.WAITERS]) == 1)
+        assert [type(hold) for hold in app[keys.WAITERS]] == [TaskHold]  # what encrypts must not lose its handler
         sql("UPDATE public.image_generations SET status = 'processing'")
         answer = await connection.reply()
     assert json.loads(answer.body)["data"]["version"] == 2

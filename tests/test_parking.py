@@ -269,6 +269,31 @@ async def test_a_reply_in_one_piece_says_what_aiohttp_would(alice: Person, heade
     assert whole.body == by_aiohttp.body
 
 
+class StillSending:
+    """A transport that has not sent everything yet."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def get_write_buffer_size(self) -> int:
+        return 1
+
+
+async def test_a_poll_behind_a_reply_that_is_still_being_sent_is_held_by_its_coroutine(
+    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task_id = await alice.create()
+    monkeypatch.setattr(web.BaseRequest, "transport", property(lambda poll: StillSending(poll.protocol.transport)))
+    async with connect_to(alice) as connection:
+        await connection.send(status_request(alice, task_id, version=1))
+        await until(lambda: kinds_held(alice) == [TaskHold])
+        sql(PROCESSING)
+        assert (await connection.reply()).status == 200
+
+
 async def test_a_reply_in_one_piece_ends_the_connection_if_its_client_wants_that(alice: Person) -> None:
     task_id = await alice.create()
     async with connect_to(alice) as connection:
