@@ -34,8 +34,9 @@ class Again:
 def read(data: bytes) -> tuple[bytes, int] | None:
     """Return what stands for a poll but for its version, and the version; None if it isn't one whole poll of the plain kind.
 
-    Two that are equal differ in nothing else. Cookies and tokens are in the digest, so it is one that nobody can
-    forge: a proxy may send requests of several people over the same connection.
+    Two that are equal differ in nothing else: where the version stood is plain from the rest. Cookies and tokens are
+    in the digest, so it is one that nobody can forge: a proxy may send requests of several people over the same
+    connection.
     """
     if len(data) > _LONGEST or data.find(_END) != len(data) - len(_END):
         return None
@@ -44,6 +45,5 @@ def read(data: bytes) -> tuple[bytes, int] | None:
         return None
     start, end = found.span(2)
     digest = hashlib.blake2b(data[:start], digest_size=16)
-    digest.update(b"\0%d\0" % start)  # where the version stood: no request line that matches has a NUL
     digest.update(data[end:])
     return digest.digest(), int(found[2])

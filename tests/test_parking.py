@@ -522,6 +522,19 @@ async def test_aiohttp_gets_no_connection_whose_client_does_not_read(
     assert isinstance(transport.protocol, PollHandler)
 
 
+async def test_the_same_poll_is_not_held_again_while_its_client_reads_no_answers(alice: Person, sql: Sql) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await follow(alice, connection, task_id, 1)
+        await _changed(connection, sql)
+        (parked,) = alice.app[keys.PARKING]._connections
+        parked.pause_writing()
+        parked.data_received(status_request(alice, task_id, version=2).encode())
+        assert alice.held == 0
+        parked.resume_writing()
+        await is_parked(alice)
+
+
 @pytest.mark.parametrize("asked_before", [False, True])
 async def test_a_connection_on_which_nothing_comes_is_closed_after_a_while(
     alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch, *, asked_before: bool
