@@ -522,6 +522,18 @@ async def test_aiohttp_gets_no_connection_whose_client_does_not_read(
     assert isinstance(transport.protocol, PollHandler)
 
 
+async def test_the_same_poll_is_answered_with_what_changed_while_nobody_waited(alice: Person, sql: Sql) -> None:
+    """The task lingers in memory, and what is known of it is known to be old."""
+    task_id, board = await alice.create(), alice.app[keys.BOARD]
+    async with connect_to(alice) as connection:
+        await follow(alice, connection, task_id, 1)
+        await _changed(connection, sql)
+        sql("UPDATE public.image_generations SET message = 'more'")
+        await until(lambda: board._tasks[task_id].stale)
+        await connection.send(status_request(alice, task_id, version=2))
+        assert json.loads((await connection.reply()).body)["data"]["version"] == 3
+
+
 async def test_the_same_poll_is_not_held_again_while_its_client_reads_no_answers(alice: Person, sql: Sql) -> None:
     task_id = await alice.create()
     async with connect_to(alice) as connection:
