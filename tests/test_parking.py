@@ -341,7 +341,8 @@ async def follow(person: Person, connection: Connection, task_id: str, version: 
     await is_parked(person)
 
 
-async def test_the_same_poll_with_a_newer_version_is_held_without_aiohttp(alice: Person, sql: Sql) -> None:
+async def test_the_same_poll_with_a_newer_version_is_held_without_aiohttp(start: Start, enter: Enter, sql: Sql) -> None:
+    alice = await enter(await start(database={"heartbeat_seconds": 60.0}))  # none is missed on a machine that is busy
     task_id = await alice.create()
     async with connect_to(alice) as connection:
         await follow(alice, connection, task_id, 1, c="page", wait=25)
@@ -356,7 +357,7 @@ async def test_the_same_poll_with_a_newer_version_is_held_without_aiohttp(alice:
     assert server_of(alice).requests_count == handled
     assert alice.metric("longpoll_polls_total", outcome="change") == 11
     assert alice.metric("longpoll_http_requests_total", route="/api/generate/status", method="GET", code="200") == 11
-    assert alice.metric("longpoll_database_statements") - statements < 11 + 10, "reads for the wakes, and heartbeats"
+    assert alice.metric("longpoll_database_statements") - statements <= 11, "reads for the wakes"
 
 
 async def _changed(connection: Connection, sql: Sql) -> Reply:
