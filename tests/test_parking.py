@@ -7,6 +7,7 @@ import gc
 import json
 import re
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from aiohttp import web
 
 from server import keys, parking, poll_replies, repeats
 from server.config import Config
+from server.observing import Trace
 from server.poll_handler import PollHandler, PollServer
-from server.waiting.polling import ParkedPoll
+from server.poll_replies import PLAIN
+from server.waiting.polling import ParkedPoll, Question
 from server.waiting.waiters import TaskHold
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import Connection, Reply, connect_to, request, secret_of, status_request
@@ -546,6 +549,34 @@ async def test_the_same_poll_is_not_held_again_while_its_client_reads_no_answers
         assert alice.held == 0
         parked.resume_writing()
         await is_parked(alice)
+
+
+async def test_a_connection_that_is_answered_has_as_long_for_its_next_request_as_a_new_one(
+    alice: Person, sql: Sql
+) -> None:
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        await follow(alice, connection, task_id, 1)
+        (parked,) = alice.app[keys.PARKING]._connections
+        parked.looks = parking._LOOKS
+        await _changed(connection, sql)
+        alice.app[keys.PARKING]._look_for_idle()
+        await follow(alice, connection, task_id, 2)
+
+
+@pytest.mark.parametrize("closing", [False, True])
+async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(alice: Person, *, closing: bool) -> None:
+    task_id = await alice.create()
+    await alice.status(task_id, wait=0)
+    connection = alice.app[keys.PARKING].connect(server_of(alice))
+    question = Question(task_id, alice.user.user_id, 1, 30.0)
+    poll = alice.app[keys.POLLING].park_at_once(question, connection.answer)
+    assert poll is not None
+    connection.hold(poll, Trace("0" * 16), PLAIN, None)
+    left = SimpleNamespace(is_closing=lambda: True) if closing else None
+    connection.take_over(SimpleNamespace(transport=left))  # type: ignore[arg-type]
+    assert alice.held == 0
+    await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone") == 1)
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
