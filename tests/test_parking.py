@@ -184,7 +184,7 @@ async def test_a_parked_poll_is_answered_to_the_letter_as_by_a_coroutine(
 def _comparable(reply: Reply, task_id: str) -> dict[str, Any]:
     """Return all of a reply but for what differs from one to the next: times, ids, and what is drawn by chance."""
     text = reply.body.decode().replace(task_id, "TASK")
-    text = re.sub(r'"(waitedMs|retryAfterMs)":(\d+)', lambda found: f'"{found[1]}":{bool(int(found[2]))}', text)
+    text = re.sub(r'"(waitedMs|retryAfterMs)":\d+', r'"\1":0', text)
     text = re.sub(r'"(\w+At)":"[^"]*"', r'"\1":"TIME"', text)
     text = re.sub(r'"instance":"[0-9a-f]{16}"', '"instance":"ID"', text)
     headers = dict(reply.headers)
