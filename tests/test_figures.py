@@ -32,7 +32,7 @@ async def test_the_figures_tell_what_the_process_does(alice: Person, bob: Person
     assert figures["listener"]["up"] is True
     assert (figures["listener"]["repairs"], figures["listener"]["reconnects"]) == (0, 0)
     assert figures["wakes"] == {"count": 0, "p50Seconds": None, "p90Seconds": None, "p99Seconds": None}
-    assert 1 <= figures["database"]["connections"] <= figures["database"]["limit"] == 8
+    assert 1 <= figures["database"]["connections"] <= figures["database"]["limit"] == 9
     assert figures["process"]["version"] == __version__
     assert figures["process"]["checks"] == {"listener": True, "background": True, "accepting": True}
     sql("UPDATE public.image_generations SET status = 'processing' WHERE task_id = %s", (waiting,))

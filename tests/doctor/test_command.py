@@ -34,8 +34,8 @@ def test_a_low_limit_of_descriptors_is_told(dsn: str, tmp_path: Path) -> None:
     examination = run_doctor(tmp_path, ulimit="-n 400", database__dsn=dsn, polling__max_held=1000)
     assert (examination.code, examination.named("FAILED")) == (1, ["descriptors"])
     assert examination["descriptors"].endswith(
-        "1000 held polls (polling.max_held) need 1109 file descriptors, and 400 are allowed here. to do:   as root, start"
-        " the server after `ulimit -Hn 1109` (systemd: LimitNOFILE=1109), or set polling.max_held to 291."
+        "1000 held polls (polling.max_held) need 1110 file descriptors, and 400 are allowed here. to do:   as root, start"
+        " the server after `ulimit -Hn 1110` (systemd: LimitNOFILE=1109), or set polling.max_held to 291."
     )
 
 
