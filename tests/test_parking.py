@@ -538,6 +538,21 @@ async def test_the_same_poll_is_answered_with_what_changed_while_nobody_waited(a
         assert json.loads((await connection.reply()).body)["data"]["version"] == 3
 
 
+async def test_the_last_piece_of_a_poll_is_no_poll(alice: Person, sql: Sql) -> None:
+    """Here it looks like one, and comes again without the cookie that stood in the first piece."""
+    task_id, alive = await alice.create(), handlers_alive()
+    piece = f"GET /api/generate/status?taskId={task_id}&version=%d HTTP/1.1\r\nHost: x\r\n\r\n"
+    first = re.sub(r"Host: .*\r\n", "", status_request(alice, task_id, version=1))
+    async with connect_to(alice) as connection:
+        await connection.send(first[:-2] + "X-Odd: ")
+        await until(lambda: handlers_alive() > alive)
+        await connection.send(piece % 1)
+        await is_parked(alice)
+        assert (await _changed(connection, sql)).status == 200
+        await connection.send(piece % 2)
+        assert (await connection.reply()).status == 401
+
+
 async def test_the_same_poll_is_not_held_again_while_its_client_reads_no_answers(alice: Person, sql: Sql) -> None:
     task_id = await alice.create()
     async with connect_to(alice) as connection:

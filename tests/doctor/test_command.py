@@ -35,7 +35,7 @@ def test_a_low_limit_of_descriptors_is_told(dsn: str, tmp_path: Path) -> None:
     assert (examination.code, examination.named("FAILED")) == (1, ["descriptors"])
     assert examination["descriptors"].endswith(
         "1000 held polls (polling.max_held) need 1110 file descriptors, and 400 are allowed here. to do:   as root, start"
-        " the server after `ulimit -Hn 1110` (systemd: LimitNOFILE=1109), or set polling.max_held to 290."
+        " the server after `ulimit -Hn 1110` (systemd: LimitNOFILE=1110), or set polling.max_held to 290."
     )
 
 
