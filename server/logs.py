@@ -5,7 +5,6 @@ An event is `noun.participle`; its data stands in keys whose names carry their u
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import json
 import logging
@@ -89,11 +88,8 @@ class MalformedRequests(logging.Handler):
         log.warning(REQUEST_MALFORMED, message=record.getMessage(), error=str(error)[:200], kind=type(error).__name__)
 
 
-_MOST_LINES: Final = 1000
-
-
 class _Lines:
-    """Writes lines of JSON, all those of one turn of the loop at once.
+    """Writes lines of JSON, many at once.
 
     A wake that answers thousands writes thousands of lines: structlog's way, made for any event, costs more than the
     reply itself. Here the fields are those of structlog's line, and only the way is shorter.
@@ -101,41 +97,35 @@ class _Lines:
 
     def __init__(self, stream: TextIO, processors: list[structlog.types.Processor]) -> None:
         self._stream = stream
-        self.renderer = processors[-1]
-        self.processors = processors
-        self._lines: list[bytes] = []
-        self._timestamp = ""
+        self._renderer = processors[-1]
+        self._processors = processors
 
-    def add(self, event: str, fields: dict[str, object]) -> None:
-        """Write them with the next lines; the fields are ours from now on."""
-        if not self._lines:
-            self._timestamp = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
-            asyncio.get_running_loop().call_soon(self.flush)
-        fields["event"], fields["level"], fields["timestamp"] = event, "info", self._timestamp
-        self._lines.append(_to_json(fields))
-        if len(self._lines) >= _MOST_LINES:
-            self.flush()
+    @property
+    def usable(self) -> bool:
+        """Whether structlog still renders the way it was set up: a test may have put its own ear there."""
+        return self._processors[-1] is self._renderer
 
-    def flush(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            self._stream.buffer.write(b"\n".join(lines) + b"\n")
-            self._stream.buffer.flush()
+    def write(self, replies: list[dict[str, object]]) -> None:
+        timestamp = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
+        for fields in replies:
+            fields["level"], fields["timestamp"] = "info", timestamp
+        self._stream.buffer.write(b"\n".join(map(_to_json, replies)) + b"\n")
+        self._stream.buffer.flush()
 
 
 _lines: _Lines | None = None
 _replies_are_quiet = False
 
 
-def log_reply(event: str, fields: dict[str, object]) -> None:
-    """Log the line of a request that was answered, within the event loop. The fields are the log's from then on."""
-    if _replies_are_quiet:
+def log_replies(replies: list[dict[str, object]]) -> None:
+    """Log the lines of requests that were answered, each with its `event`. They are the log's from then on."""
+    if _replies_are_quiet or not replies:
         return  # structlog would take its time to find that out
-    # Unless structlog no longer renders the way it was set up: a test may have put its own ear there.
-    if _lines is not None and _lines.processors[-1] is _lines.renderer:
-        _lines.add(event, fields)
-    else:
-        log.info(event, **fields)
+    if _lines is not None and _lines.usable:
+        _lines.write(replies)
+        return
+    for fields in replies:
+        log.info(**fields)  # type: ignore[arg-type]
 
 
 def configure(settings: config.Logging, stream: TextIO | None = None) -> None:

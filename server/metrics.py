@@ -61,11 +61,11 @@ class Distribution:
             self._counts[""]  # shown before the first value, too
         registry.register(self)
 
-    def observe(self, value: float, label: str = "") -> None:
-        """Count a value."""
-        values = self._unsorted[label]
-        values.append(value)
-        if len(values) >= _MOST_UNSORTED:
+    def observe(self, *values: float, label: str = "") -> None:
+        """Count these values."""
+        unsorted = self._unsorted[label]
+        unsorted += values
+        if len(unsorted) >= _MOST_UNSORTED:
             self._sort()
 
     def _sort(self) -> None:
@@ -132,16 +132,6 @@ class Metrics:
         self.dead_background_tasks = Gauge(
             "longpoll_dead_background_tasks", "Background tasks that ended by an error", registry=registry
         )
-
-    def count_poll(self, outcome: str, held_seconds: float) -> None:
-        """Count a poll that was answered, or whose client has gone."""
-        self.polls.counts[outcome,] += 1
-        self.hold_seconds.observe(held_seconds)
-
-    def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """Count a request that was answered; `seconds` without the time it was held."""
-        self.requests.counts[route, method, status] += 1
-        self.request_seconds.observe(seconds, route)
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:
         """Add a gauge that is read when somebody asks for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -67,20 +68,22 @@ class Observer:
 
     def _write_down(self) -> None:
         finished, self._finished = self._finished, []
-        metrics, timeout_sample = self.metrics, self._logging.timeout_sample
+        metrics, lines, held = self.metrics, [], []
+        took_by_route: defaultdict[str, list[float]] = defaultdict(list)
         for trace, method, route, path, status, seconds in finished:
             held_seconds, outcome = trace.held_seconds, trace.outcome
             took = seconds - held_seconds
             known = method if method in _METHODS else "other"  # strangers must not invent time series
-            metrics.count_request(route, known, status, took)
+            metrics.requests.counts[route, known, status] += 1
+            took_by_route[route].append(took)
             if outcome is not None:
-                metrics.count_poll(outcome, held_seconds)
-                if outcome == "timeout" and random.random() >= timeout_sample:
+                metrics.polls.counts[outcome,] += 1
+                held.append(held_seconds)
+                if outcome == "timeout" and random.random() >= self._logging.timeout_sample:
                     continue
             elif route in _QUIET_ROUTES and status < 400:
                 continue
-            logs.log_reply(
-                logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
+            lines.append(
                 {
                     "request_id": trace.request_id,
                     "method": method,
@@ -91,8 +94,13 @@ class Observer:
                     "outcome": outcome,
                     "held_ms": _tenths(held_seconds * 1000),
                     "took_ms": _tenths(took * 1000),
-                },
+                    "event": logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
+                }
             )
+        metrics.hold_seconds.observe(*held)
+        for route, values in took_by_route.items():
+            metrics.request_seconds.observe(*values, label=route)
+        logs.log_replies(lines)
 
 
 def _tenths(value: float) -> float:

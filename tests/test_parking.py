@@ -580,7 +580,10 @@ async def test_a_connection_that_is_answered_has_as_long_for_its_next_request_as
 
 
 @pytest.mark.parametrize("closing", [False, True])
-async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(alice: Person, *, closing: bool) -> None:
+async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(
+    start: Start, enter: Enter, *, closing: bool
+) -> None:
+    alice = await enter(await start(database={"heartbeat_seconds": 60.0}))  # none is missed on a machine that is busy
     task_id = await alice.create()
     await alice.status(task_id, wait=0)
     connection = alice.app[keys.PARKING].connect(server_of(alice))
