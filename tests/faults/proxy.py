@@ -41,7 +41,7 @@ class Direction:
         """Forward again, beginning with what has waited."""
         self.paused = False
         for end in self.ends:
-            end.transport.resume_reading()
+            end.go_on()
 
 
 class End(asyncio.Protocol):
@@ -50,6 +50,7 @@ class End(asyncio.Protocol):
     def __init__(self, direction: Direction) -> None:
         self.direction = direction
         self.other: End | None = None
+        self._kept: list[bytes] = []
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -66,10 +67,19 @@ class End(asyncio.Protocol):
         self.other = other
         self.direction.ends.add(self)
         if not self.direction.paused:
-            self.transport.resume_reading()
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Forward what was kept, and all that comes."""
+        kept, self._kept = self._kept, []
+        for data in kept:
+            self.data_received(data)
+        self.transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        assert self.other is not None
+        if self.other is None or self.direction.paused:
+            self._kept.append(data)  # uvloop may read before it can be told not to
+            return
         self.direction.passed_bytes += len(data)
         if self.direction.delay_seconds:
             asyncio.get_running_loop().call_later(self.direction.delay_seconds, self.other.transport.write, data)
@@ -84,7 +94,7 @@ class End(asyncio.Protocol):
     def reset(self) -> None:
         """End the connection by force: the other side sees a reset, not an end."""
         opened = self.transport.get_extra_info("socket")
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, AttributeError):  # closed already; uvloop then has no socket to show
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.transport.abort()
 
