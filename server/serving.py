@@ -38,8 +38,9 @@ async def serve(config: Config, dsn: str, where: str) -> int:
     await bring_up_to_date(config, dsn)
     app = build_app(config, dsn)
     async with running(app, config) as port:
+        told = told_to_stop()
         _announce(config, port, where, app)
-        await until_told_to_stop()
+        await told.wait()
         await _drain(app, config.server.drain_seconds)
     logs.log.info(logs.SERVER_STOPPED)
     return 0
@@ -76,8 +77,9 @@ async def work(config: Config, dsn: str, _where: str) -> int:
         for number, worker in enumerate(workers, 1):
             background.start(f"worker {number}", worker.run())
         background.start("metrics", log_metrics(metrics, config.logging.snapshot_seconds))
+        told = told_to_stop()
         print(f"{len(workers)} worker(s) running; stop with Ctrl-C", file=sys.stderr)
-        await until_told_to_stop()
+        await told.wait()
     finally:
         await background.close()
         await database.close()
@@ -164,11 +166,15 @@ def _announce(config: Config, port: int, where: str, app: web.Application) -> No
         file=sys.stderr,
         flush=True,
     )
-    logs.log.info(logs.SERVER_STARTED, host=config.server.host, port=port, workers=workers)
+    loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    logs.log.info(logs.SERVER_STARTED, host=config.server.host, port=port, workers=workers, event_loop=loop)
 
 
-async def until_told_to_stop() -> None:
-    """Wait for SIGINT or SIGTERM. A second one ends the process the hard way."""
+def told_to_stop() -> asyncio.Event:
+    """Return what SIGINT or SIGTERM will set from now on. A second one ends the process the hard way.
+
+    To be asked for before the process says that it runs: whoever reads that may end it at once.
+    """
     loop, told = asyncio.get_running_loop(), asyncio.Event()
 
     def stop(number: signal.Signals) -> None:
@@ -179,7 +185,7 @@ async def until_told_to_stop() -> None:
 
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(each, stop, each)
-    await told.wait()
+    return told
 
 
 async def _drain(app: web.Application, seconds: float) -> None:

@@ -29,13 +29,14 @@ async def serve(config: Config, dsn: str, where: str, processes: int) -> int:
     await serving.bring_up_to_date(config, dsn)
     patience = config.server.drain_seconds + _LEAVE_SECONDS
     with _reserved_port(config) as port:
+        told = serving.told_to_stop()
         print(f"{processes} processes on port {port}, data lies {where}\nStop with Ctrl-C", file=sys.stderr, flush=True)
         watching = [
             asyncio.create_task(_keep_alive(number, _environment(config, dsn, port, number), patience))
             for number in range(1, processes + 1)
         ]
         try:
-            await serving.until_told_to_stop()
+            await told.wait()
         finally:
             for each in watching:
                 each.cancel()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import re
+from pathlib import Path
 
 import pytest
 
 from server import event_loop
 from server.errors import ConfigurationError
+from tests.processes import server_process
 
 
 async def kind_of_loop() -> str:
@@ -29,3 +32,14 @@ def test_uvloop_that_is_wanted_and_missing_stops_the_start(monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match=r'pip install "longpoll-task-server\[uvloop\]", or take "asyncio"'):
         event_loop.run(kind_of_loop(), "uvloop")
+
+
+@pytest.mark.parametrize(("setting", "expected"), [({}, "uvloop"), ({"server__event_loop": "asyncio"}, "asyncio")])
+def test_a_server_runs_on_the_loop_of_its_settings(
+    dsn: str, tmp_path: Path, setting: dict[str, str], expected: str
+) -> None:
+    with server_process(
+        tmp_path, database__dsn=dsn, generation__workers=0, logging__format="json", **setting
+    ) as server:
+        assert server.until_said(re.compile(r'"event_loop":"(\w+)"'))[1] == expected
+        assert server.stop() == 0

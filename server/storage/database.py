@@ -143,6 +143,7 @@ class Database:
         self._dsn = dsn
         self._pool_size = pool_size
         self._timeout = timeout
+        self._grace = _GRACE_SECONDS
         self._queries = read_queries(resources.read_text("sql", "queries.sql"))
         self._pool: aiopg.Pool | None = None
         # Nobody waits inside aiopg's pool: a connection that comes back dead wakes nobody there (1.4.0, Pool.release).
@@ -188,7 +189,7 @@ class Database:
         Whoever waits for one that runs for longer is refused, so that a client still hears what has become of it.
         """
         if self._timeout > _LAST_STATEMENTS_SECONDS:
-            self._timeout = _LAST_STATEMENTS_SECONDS
+            self._timeout, self._grace = _LAST_STATEMENTS_SECONDS, 0.0
             asyncio.get_running_loop().call_later(_LAST_STATEMENTS_SECONDS, self._end, set(self._running))
 
     def _end(self, statements: set[asyncio.Task[Any]]) -> None:
@@ -302,7 +303,7 @@ class Database:
     ) -> _Rows:
         assert self._pool is not None, "Database.open() comes first"
         # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
-        patience = self._timeout + _GRACE_SECONDS
+        patience = self._timeout + self._grace
         async with self._connection(self._pool, slots) as connection, connection.cursor(timeout=patience) as cursor:
             self.statements += 1
             await cursor.execute(

@@ -1,4 +1,4 @@
-"""The least that Python can do: a protocol that writes bytes made once. `python -m tests.load.least PORT [--uvloop]`.
+"""The least that Python can do: a protocol that writes bytes made once. `python -m tests.load.least PORT [--loop uvloop]`.
 
 It reads nothing of a request but task and version, and checks nothing: no login, no limits, no log, no deadline. What our
 server costs beyond this is the price of everything that it does besides holding and writing; what this costs is the
@@ -13,7 +13,7 @@ import re
 from collections import defaultdict
 from typing import cast
 
-from server import wire
+from server import event_loop, wire
 from server.pulse import tame_collector
 from tests.load.bare import BODY
 
@@ -81,14 +81,9 @@ async def serve(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("--uvloop", action="store_true")
+    parser.add_argument("--loop", choices=event_loop.KINDS, default=event_loop.ASYNCIO)
     options = parser.parse_args()
-    if options.uvloop:
-        import uvloop  # noqa: PLC0415
-
-        uvloop.run(serve(options.port))
-    else:
-        asyncio.run(serve(options.port))
+    event_loop.run(serve(options.port), options.loop)
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def main() -> None:
         "bare": bare,
         "bare, tame": lambda options: bare(options, "--tame"),
         "least": lambda options: bare(options, module="tests.load.least"),
-        "least, uvloop": lambda options: bare(options, "--uvloop", module="tests.load.least"),
+        "least, uvloop": lambda options: bare(options, "--loop=uvloop", module="tests.load.least"),
         "Nchan": nchan,
     }
     parser = argparse.ArgumentParser(description=__doc__)
