@@ -13,44 +13,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server import keys, parking, poll_replies, repeats
-from server.config import Config
+from server import keys, parking, poll_replies
 from server.observing import Trace
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import PLAIN
 from server.waiting.polling import ParkedPoll, Question
 from server.waiting.waiters import TaskHold
+from tests import parked
 from tests.conftest import Enter, Person, Sql, Start, until
-from tests.raw_http import Connection, Reply, connect_to, request, secret_of, status_request
+from tests.parked import PROCESSING, changed, follow, handlers_alive, is_parked, kinds_held, server_of
+from tests.raw_http import Reply, connect_to, request, status_request
 
-PROCESSING = "UPDATE public.image_generations SET status = 'processing', message = 'note ' || version"
-
-
-@pytest.fixture
-def config(config: Config) -> Config:
-    """Park, whatever else the tests are run with."""
-    return config.replace(polling={"park": True})
-
-
-def server_of(person: Person) -> PollServer:
-    server = person.http.server.runner.server  # type: ignore[attr-defined]
-    assert isinstance(server, PollServer)
-    return server
-
-
-def kinds_held(person: Person) -> list[type]:
-    return sorted((type(hold) for hold in person.app[keys.WAITERS]), key=str)
-
-
-async def is_parked(person: Person) -> None:
-    await until(lambda: kinds_held(person) == [ParkedPoll])
+config = parked.config
 
 
 # What is left of aiohttp -----------------------------------------------------------------------------------------------
-
-
-def handlers_alive() -> int:
-    return sum(isinstance(each, PollHandler) for each in gc.get_objects())
 
 
 async def test_while_a_poll_is_parked_nothing_of_aiohttps_is_alive(alice: Person, sql: Sql) -> None:
@@ -336,133 +313,6 @@ async def test_a_poll_that_comes_in_pieces_is_parked_all_the_same(alice: Person,
         assert server_of(alice).requests_count == handled + 1
 
 
-# The same poll again ---------------------------------------------------------------------------------------------------
-
-
-async def follow(person: Person, connection: Connection, task_id: str, version: int, **query: Any) -> None:
-    await connection.send(status_request(person, task_id, version=version, **query))
-    await is_parked(person)
-
-
-async def test_the_same_poll_with_a_newer_version_is_held_without_aiohttp(start: Start, enter: Enter, sql: Sql) -> None:
-    alice = await enter(await start(database={"heartbeat_seconds": 60.0}))  # none is missed on a machine that is busy
-    task_id = await alice.create()
-    async with connect_to(alice) as connection:
-        await follow(alice, connection, task_id, 1, c="page", wait=25)
-        handled, statements = server_of(alice).requests_count, alice.metric("longpoll_database_statements")
-        seen = {(await _changed(connection, sql)).headers["x-request-id"]}
-        for version in range(2, 12):
-            await follow(alice, connection, task_id, version, c="page", wait=25)
-            reply = await _changed(connection, sql)
-            assert json.loads(reply.body)["data"]["version"] == version + 1
-            seen.add(reply.headers["x-request-id"])
-    assert len(seen) == 11, "each has an id of its own"
-    assert server_of(alice).requests_count == handled
-    assert alice.metric("longpoll_polls_total", outcome="change") == 11
-    assert alice.metric("longpoll_http_requests_total", route="/api/generate/status", method="GET", code="200") == 11
-    assert alice.metric("longpoll_database_statements") - statements <= 11, "reads for the wakes"
-
-
-async def _changed(connection: Connection, sql: Sql) -> Reply:
-    sql(PROCESSING)
-    return await connection.reply()
-
-
-async def test_the_same_poll_again_is_counted_and_refused_beyond_the_rate(start: Start, enter: Enter, sql: Sql) -> None:
-    alice = await enter(await start(limits={"enabled": True, "poll": "3 per hour"}))
-    task_id = await alice.create()
-    async with connect_to(alice) as connection:
-        for version in (1, 2, 3):
-            await follow(alice, connection, task_id, version)
-            await _changed(connection, sql)
-        await connection.send(status_request(alice, task_id, version=4))
-        assert (await connection.reply()).status == 429
-
-
-async def test_whoever_has_logged_out_is_not_held_again(alice: Person, sql: Sql) -> None:
-    task_id = await alice.create()
-    async with connect_to(alice) as connection:
-        text = status_request(alice, task_id, version=1)
-        await connection.send(text)
-        await is_parked(alice)
-        await _changed(connection, sql)
-        await alice.app[keys.SESSIONS].revoke(secret_of(alice))
-        await connection.send(text.replace("version=1", "version=2"))
-        assert (await connection.reply()).status == 401
-
-
-async def test_another_user_on_the_same_connection_is_another_user(alice: Person, bob: Person, sql: Sql) -> None:
-    """A proxy sends everybody's requests over the connections that it has."""
-    task_id = await alice.create()
-    async with connect_to(alice) as connection:
-        await follow(alice, connection, task_id, 1)
-        await _changed(connection, sql)
-        await connection.send(status_request(bob, task_id, version=2))
-        assert (await connection.reply()).status == 404
-        await follow(alice, connection, task_id, 2)
-        assert (await _changed(connection, sql)).status == 200
-
-
-async def test_what_takes_more_than_waiting_is_answered_by_way_of_aiohttp(alice: Person, sql: Sql) -> None:
-    task_id = await alice.create()
-    async with connect_to(alice) as connection:
-        for number, (version, expected) in enumerate(((1, "immediate"), (99, "reset")), 2):
-            await follow(alice, connection, task_id, number - 1)
-            await _changed(connection, sql)
-            await connection.send(status_request(alice, task_id, version=version))
-            assert json.loads((await connection.reply()).body)["poll"]["reason"] == expected
-        await follow(alice, connection, task_id, 3)
-        sql("UPDATE public.image_generations SET status = 'completed', result = '/x'")
-        await connection.reply()
-        await connection.send(status_request(alice, task_id, version=4))
-        assert json.loads((await connection.reply()).body)["poll"] | {"waitedMs": 0} == {
-            "reason": "immediate", "changed": False, "waitedMs": 0, "next": "stop", "retryAfterMs": 0
-        }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        (lambda text: text.replace("version=7", "version=8"), True),
-        (lambda text: text.replace("version=7", "version=0012"), True),
-        (lambda text: text.replace("wait=20", "wait=21"), False),
-        (lambda text: text.replace("Host: x", "Host: y"), False),
-        (lambda text: text.replace("GET", "HEAD"), False),
-        (lambda text: text.replace("version=7", "version=7a"), False),
-        (lambda text: text.replace("version=7", "version=-7"), False),
-        (lambda text: text.replace("version=7", "version=" + "9" * 19), False),
-        (lambda text: text.replace("version=7", "vers%69on=1&version=7"), False),
-        (lambda text: text.replace("version=7", "version=7&version=8"), False),
-        (lambda text: text.replace("version=7", "xversion=7"), False),
-        (lambda text: text.replace("?taskId", "?a=version=&taskId"), False),
-        (lambda text: text.replace("/status?", "/status/batch?"), False),
-        (lambda text: text.replace("HTTP/1.1", "HTTP/1.0"), False),
-        (lambda text: text + text, False),
-        (lambda text: text[:-1], False),
-        (lambda text: text[:-4] + "\r\nX: " + "x" * 9000 + "\r\n\r\n", False),
-    ],
-)
-def test_only_the_version_may_differ(change: Callable[[str], str], *, same: bool) -> None:
-    text = "GET /api/generate/status?taskId=t&version=7&wait=20 HTTP/1.1\r\nHost: x\r\nCookie: a=b\r\n\r\n"
-    first, second = repeats.read(text.encode()), repeats.read(change(text).encode())
-    assert first is not None
-    assert first[1] == 7
-    assert (second is not None and second[0] == first[0]) is same
-
-
-def test_a_version_that_is_named_twice_is_none_that_may_differ() -> None:
-    """aiohttp takes the first of the two; whoever changes the second has changed nothing."""
-    assert repeats.read(b"GET /api/generate/status?taskId=t&version=8&version=8 HTTP/1.1\r\n\r\n") is None
-
-
-def test_digits_cannot_wander_from_the_version_into_its_surroundings() -> None:
-    texts = [f"GET /api/generate/status?a={a}&version={v}&b=1 HTTP/1.1\r\n\r\n" for a, v in (("1", "23"), ("12", "3"))]
-    first, second = (repeats.read(text.encode()) for text in texts)
-    assert first is not None
-    assert second is not None
-    assert first[0] != second[0]
-
-
 # What clients do meanwhile ---------------------------------------------------------------------------------------------
 
 
@@ -477,7 +327,7 @@ async def test_a_client_that_sends_on_and_on_is_read_no_further_and_answered(ali
         await until(lambda: len(held_by._early) > parking._MOST_EARLY_BYTES)
         assert not held_by._transport.is_reading()
         assert len(held_by._early) < 1_000_000
-        assert json.loads((await _changed(connection, sql)).body)["poll"]["reason"] == "change"
+        assert json.loads((await changed(connection, sql)).body)["poll"]["reason"] == "change"
         for _ in range(20_000):
             assert (await connection.reply()).status == 200
 
@@ -526,46 +376,6 @@ async def test_aiohttp_gets_no_connection_whose_client_does_not_read(
     assert isinstance(transport.protocol, PollHandler)
 
 
-async def test_the_same_poll_is_answered_with_what_changed_while_nobody_waited(alice: Person, sql: Sql) -> None:
-    """The task lingers in memory, and what is known of it is known to be old."""
-    task_id, board = await alice.create(), alice.app[keys.BOARD]
-    async with connect_to(alice) as connection:
-        await follow(alice, connection, task_id, 1)
-        await _changed(connection, sql)
-        sql("UPDATE public.image_generations SET message = 'more'")
-        await until(lambda: board._tasks[task_id].stale)
-        await connection.send(status_request(alice, task_id, version=2))
-        assert json.loads((await connection.reply()).body)["data"]["version"] == 3
-
-
-async def test_the_last_piece_of_a_poll_is_no_poll(alice: Person, sql: Sql) -> None:
-    """Here it looks like one, and comes again without the cookie that stood in the first piece."""
-    task_id, alive = await alice.create(), handlers_alive()
-    piece = f"GET /api/generate/status?taskId={task_id}&version=%d HTTP/1.1\r\nHost: x\r\n\r\n"
-    first = re.sub(r"Host: .*\r\n", "", status_request(alice, task_id, version=1))
-    async with connect_to(alice) as connection:
-        await connection.send(first[:-2] + "X-Odd: ")
-        await until(lambda: handlers_alive() > alive)
-        await connection.send(piece % 1)
-        await is_parked(alice)
-        assert (await _changed(connection, sql)).status == 200
-        await connection.send(piece % 2)
-        assert (await connection.reply()).status == 401
-
-
-async def test_the_same_poll_is_not_held_again_while_its_client_reads_no_answers(alice: Person, sql: Sql) -> None:
-    task_id = await alice.create()
-    async with connect_to(alice) as connection:
-        await follow(alice, connection, task_id, 1)
-        await _changed(connection, sql)
-        (parked,) = alice.app[keys.PARKING]._connections
-        parked.pause_writing()
-        parked.data_received(status_request(alice, task_id, version=2).encode())
-        assert alice.held == 0
-        parked.resume_writing()
-        await is_parked(alice)
-
-
 async def test_a_connection_that_is_answered_has_as_long_for_its_next_request_as_a_new_one(
     alice: Person, sql: Sql
 ) -> None:
@@ -574,7 +384,7 @@ async def test_a_connection_that_is_answered_has_as_long_for_its_next_request_as
         await follow(alice, connection, task_id, 1)
         (parked,) = alice.app[keys.PARKING]._connections
         parked.looks = parking._LOOKS
-        await _changed(connection, sql)
+        await changed(connection, sql)
         alice.app[keys.PARKING]._look_for_idle()
         await follow(alice, connection, task_id, 2)
 
@@ -606,7 +416,7 @@ async def test_a_connection_on_which_nothing_comes_is_closed_after_a_while(
     async with connect_to(alice) as connection, connect_to(alice) as other:
         if asked_before:
             await follow(alice, connection, task_id, 1)
-            await _changed(connection, sql)
+            await changed(connection, sql)
         assert await connection.is_closed()
         assert await other.is_closed()
     assert not alice.app[keys.PARKING]._connections
@@ -624,7 +434,7 @@ async def test_near_the_file_limit_a_newcomer_is_refused_politely_and_the_others
             assert 1 < int(reply.headers["retry-after"]) < 9
             assert await refused.is_closed()
             assert await silent.is_closed()
-        assert (await _changed(held, sql)).status == 200
+        assert (await changed(held, sql)).status == 200
         alice.app[keys.PARKING]._highest_descriptor = 10**6
         async with connect_to(alice) as welcome:
             await welcome.send(request(alice, "/healthz"))
@@ -635,7 +445,7 @@ async def test_a_process_that_stops_closes_those_that_wait_for_a_request(alice: 
     task_id = await alice.create()
     async with connect_to(alice) as new, connect_to(alice) as answered, connect_to(alice) as held:
         await follow(alice, answered, task_id, 1)
-        await _changed(answered, sql)
+        await changed(answered, sql)
         await follow(alice, held, task_id, 2)
         stopping = asyncio.create_task(alice.http.server.close())
         reply = await held.reply()

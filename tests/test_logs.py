@@ -1,0 +1,32 @@
+"""The lines of replies: written like all others, but many at once."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from server import logs
+from server.config import Config
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    """Set logging up again as it was by default."""
+    yield
+    logs.configure(Config().logging)
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 2), ("warning", 0)])
+@pytest.mark.usefixtures("restored")
+def test_replies_are_logged_at_the_level_of_information(level: str, lines: int) -> None:
+    stream = io.TextIOWrapper(io.BytesIO())
+    logs.configure(Config().replace(logging={"level": level, "format": "json"}).logging, stream)
+    logs.log_replies([{"status": 200, "event": logs.POLL_FINISHED}, {"status": 404, "event": logs.REQUEST_FINISHED}])
+    logs.log_replies([])
+    assert isinstance(stream.buffer, io.BytesIO)
+    written = [json.loads(line) for line in stream.buffer.getvalue().splitlines()]
+    assert len(written) == lines
+    assert all(set(line) == {"status", "event", "level", "timestamp"} for line in written)
