@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left
-from collections import Counter as Counts
+import operator
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -61,7 +61,7 @@ class Distribution:
             self._counts[""]  # shown before the first value, too
         registry.register(self)
 
-    def observe(self, *values: float, label: str = "") -> None:
+    def observe(self, values: Sequence[float], label: str = "") -> None:
         """Count these values."""
         unsorted = self._unsorted[label]
         unsorted += values
@@ -70,9 +70,10 @@ class Distribution:
 
     def _sort(self) -> None:
         for label, values in self._unsorted.items():
-            counts = self._counts[label]
-            for bucket, count in Counts(map(bisect_left, itertools.repeat(self._bounds), values)).items():
-                counts[bucket] += count
+            values.sort()
+            # How many are there up to each bound: so Prometheus counts, too.
+            counts = [*map(bisect_right, itertools.repeat(values), self._bounds), len(values)]
+            self._counts[label] = [*map(operator.add, self._counts[label], counts)]
             self._sums[label] += math.fsum(values)
         self._unsorted.clear()
 
@@ -82,7 +83,7 @@ class Distribution:
         family = HistogramMetricFamily(self._name, self._text, labels=[self._label] if self._label else [])
         for label, counts in self._counts.items():
             names = [*map(floatToGoString, self._bounds), "+Inf"]
-            buckets = list(zip(names, itertools.accumulate(counts), strict=True))
+            buckets = list(zip(names, counts, strict=True))
             family.add_metric([label] if self._label else [], buckets, self._sums[label])
         yield family
 

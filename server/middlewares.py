@@ -27,7 +27,7 @@ from server.errors import (
 from server.identity import find_user
 from server.keys import TRACE, WAITERS
 from server.metrics import Metrics
-from server.observing import STATUS_OF_NOBODY, Observer, Trace, new_request_id
+from server.observing import STATUS_OF_NOBODY, Observer, Trace
 from server.parking import CONNECTION, PARKED
 from server.rates import Rates
 from server.replies import problem_reply, wants_page
@@ -48,7 +48,7 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        trace = request[TRACE] = Trace(new_request_id())
+        trace = request[TRACE] = Trace()
         status = STATUS_OF_NOBODY
         response: web.StreamResponse | None = None
         try:

@@ -6,8 +6,7 @@ import asyncio
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from server import config, logs
@@ -22,21 +21,27 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
 
 
-@dataclass(slots=True)
 class Trace:
-    """What the one log line of a request will say, filled in on the way."""
+    """What the one log line of a request will say, filled in on the way.
 
-    request_id: str
-    user: User | None = None
-    task_id: str | None = None
-    outcome: str | None = None
-    held_seconds: float = 0.0
-    started: float = field(default_factory=time.perf_counter)
+    `outcome`: how the poll ended, if it was one. `news`: what it told that the client hadn't seen.
+    """
 
+    __slots__ = ("held_seconds", "news", "outcome", "request_id", "started", "task_id", "user")
 
-def new_request_id() -> str:
-    """Return a number that stands for one request: nobody else's, but no secret either."""
-    return f"{random.getrandbits(64):016x}"
+    def __init__(self, user: User | None = None, task_id: str | None = None) -> None:
+        """Begin with a number that stands for this request: nobody else's, but no secret either."""
+        self.request_id = random.getrandbits(64).to_bytes(8).hex()
+        self.user = user
+        self.task_id = task_id
+        self.outcome: str | None = None
+        self.held_seconds = 0.0
+        self.news: Sequence[Task] = ()
+        self.started = time.perf_counter()
+
+    def poll_ended(self, outcome: str, held_seconds: float, news: Sequence[Task] = ()) -> None:
+        """Take note of how a poll ended."""
+        self.outcome, self.held_seconds, self.news = outcome, held_seconds, news
 
 
 class Observer:
@@ -58,51 +63,52 @@ class Observer:
             asyncio.get_running_loop().call_soon(self._write_down)
         self._finished.append((trace, method, route, path, status, seconds))
 
-    def poll_finished(self, trace: Trace, outcome: str, held_seconds: float, changed: Sequence[Task] = ()) -> None:
-        """Take note of how a poll ended; `changed`: what it tells that the client hadn't seen."""
-        trace.outcome, trace.held_seconds = outcome, held_seconds
-        if held_seconds:
-            now = time.time() - self._clock_offset()
-            for task in changed:
-                self.metrics.wake_latency_seconds.observe(max(now - task.updated_at, 0.0))
-
     def _write_down(self) -> None:
         finished, self._finished = self._finished, []
-        metrics, lines, held = self.metrics, [], []
-        took_by_route: defaultdict[str, list[float]] = defaultdict(list)
+        groups: defaultdict[tuple[str, str, int, str | None], list[float]] = defaultdict(list)
+        holds: list[float] = []
+        news: list[Task] = []
+        lines = []
         for trace, method, route, path, status, seconds in finished:
-            held_seconds, outcome = trace.held_seconds, trace.outcome
-            took = seconds - held_seconds
-            known = method if method in _METHODS else "other"  # strangers must not invent time series
-            metrics.requests.counts[route, known, status] += 1
-            took_by_route[route].append(took)
+            outcome, held = trace.outcome, trace.held_seconds
+            took = seconds - held
+            groups[route, method, status, outcome].append(took)
             if outcome is not None:
-                metrics.polls.counts[outcome,] += 1
-                held.append(held_seconds)
-                if outcome == "timeout" and random.random() >= self._logging.timeout_sample:
-                    continue
-            elif route in _QUIET_ROUTES and status < 400:
-                continue
-            lines.append(
-                {
-                    "request_id": trace.request_id,
-                    "method": method,
-                    "path": path,
-                    "status": status,
-                    "user_id": trace.user.user_id if trace.user else None,
-                    "task_id": trace.task_id,
-                    "outcome": outcome,
-                    "held_ms": _tenths(held_seconds * 1000),
-                    "took_ms": _tenths(took * 1000),
-                    "event": logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
-                }
-            )
-        metrics.hold_seconds.observe(*held)
-        for route, values in took_by_route.items():
-            metrics.request_seconds.observe(*values, label=route)
+                holds.append(held)
+                if held:
+                    news += trace.news
+            if self._is_logged(route, status, outcome):
+                lines.append(_line(trace, method, route, path, status, took))
+        self._count(groups)
+        self.metrics.hold_seconds.observe(holds)
+        now = time.time() - self._clock_offset()
+        self.metrics.wake_latency_seconds.observe([max(now - task.updated_at, 0.0) for task in news])
         logs.log_replies(lines)
 
+    def _count(self, groups: Mapping[tuple[str, str, int, str | None], list[float]]) -> None:
+        for (route, method, status, outcome), took in groups.items():
+            known = method if method in _METHODS else "other"  # strangers must not invent time series
+            self.metrics.requests.counts[route, known, status] += len(took)
+            self.metrics.request_seconds.observe(took, label=route)
+            if outcome is not None:
+                self.metrics.polls.counts[outcome,] += len(took)
 
-def _tenths(value: float) -> float:
-    """Round to one digit: `round` takes twice as long, and each line has two."""
-    return int(value * 10 + 0.5) / 10
+    def _is_logged(self, route: str, status: int, outcome: str | None) -> bool:
+        if outcome == "timeout":
+            return random.random() < self._logging.timeout_sample
+        return outcome is not None or route not in _QUIET_ROUTES or status >= 400
+
+
+def _line(trace: Trace, method: str, route: str, path: str, status: int, took: float) -> dict[str, object]:
+    return {
+        "request_id": trace.request_id,
+        "method": method,
+        "path": path,
+        "status": status,
+        "user_id": trace.user.user_id if trace.user is not None else None,
+        "task_id": trace.task_id,
+        "outcome": trace.outcome,
+        "held_ms": int(trace.held_seconds * 10_000 + 0.5) / 10,  # `round` takes twice as long
+        "took_ms": int(took * 10_000 + 0.5) / 10,
+        "event": logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
+    }

@@ -29,16 +29,18 @@ from typing import Final, cast
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from server import logs, poll_replies, repeats, wire
+from server import logs, repeats, wire
 from server.errors import Problem, TooManyRequests, Unavailable
-from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace, new_request_id
+from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
 from server.poll_handler import PollHandler, PollServer
-from server.poll_replies import Manner
+from server.poll_replies import PLAIN, Crowd, Manner, ProblemReply
 from server.rates import Rates
 from server.repeats import Again
 from server.storage.sessions import Sessions
 from server.storage.tasks import Task
-from server.waiting.polling import Answer, ParkedPoll, Polling
+from server.waiting.answers import Answer
+from server.waiting.parked import ParkedPoll
+from server.waiting.polling import Polling
 
 STATUS_ROUTE: Final = "/api/generate/status"
 KEEPALIVE_SECONDS: Final = 75.0
@@ -78,6 +80,7 @@ class Parking:
         self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
         self._connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._crowd: Crowd | None = None
         self._queue: deque[Connection] = deque()
 
     @property
@@ -118,6 +121,13 @@ class Parking:
         """Whether this connection leaves enough descriptors for everything else: the system gives the lowest first."""
         opened = transport.get_extra_info("socket")
         return opened is None or opened.fileno() < self._highest_descriptor
+
+    def crowd(self, answer: Answer[Task]) -> Crowd:
+        """Return what they share who get this answer, one after the other."""
+        crowd = self._crowd
+        if crowd is None or crowd.answer is not answer:
+            crowd = self._crowd = Crowd(answer, close=self.closing)
+        return crowd
 
     def add(self, connection: Connection) -> None:
         """Take a connection in: from now on it is closed if nothing comes for long."""
@@ -187,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._poll: ParkedPoll[Task] | None = None
         self._trace: Trace | None = None
-        self._manner = poll_replies.PLAIN
+        self._manner = PLAIN
         self._again: Again | None = None
         self._early = b""
         self._writing_paused = False
@@ -220,7 +230,7 @@ class Connection(asyncio.Protocol):
         """Have the poll forgotten: its client has gone."""
         poll, self._poll = self._poll, None
         if poll is not None and self._trace is not None:
-            self._parking.observer.poll_finished(self._trace, CLIENT_GONE, poll.abandon())
+            self._trace.poll_ended(CLIENT_GONE, poll.abandon())
 
     def _end_unheard(self) -> None:
         self.abandon()
@@ -230,37 +240,34 @@ class Connection(asyncio.Protocol):
 
     # The answer --------------------------------------------------------------------------------------------------------
 
-    def answer(self, answer: Answer[Task]) -> None:
+    def answer(self, answer: Answer[Task], held_seconds: float) -> None:
         """Write the reply, and wait for the next request or close."""
         self._poll = None
         trace, transport = self._trace, self._transport
         assert trace is not None, "answered once"
         assert transport is not None, "parked"
         self._trace = None
-        close = self._parking.closing
-        transport.write(self._reply(answer, trace, close=close))
-        if close:
+        crowd = self._parking.crowd(answer)
+        trace.poll_ended(crowd.outcome, held_seconds, crowd.news)
+        transport.write(self._whole_reply(crowd, trace))
+        if crowd.close:
             transport.close()
             return
         self.looks = 0
         if self._early:
             self._parking.hand_over(self)
 
-    def _reply(self, answer: Answer[Task], trace: Trace, *, close: bool) -> bytes:
-        outcome = poll_replies.outcome(answer)
+    def _whole_reply(self, crowd: Crowd, trace: Trace) -> bytes:
         try:
-            if answer.snapshot is None:
-                reply = poll_replies.compose_problem(poll_replies.missing(answer), trace.request_id)
-            else:
-                reply = poll_replies.compose(answer.snapshot, answer, self._manner)
+            reply = crowd.reply(self._manner)
+            whole = reply.whole(trace.held_seconds, trace.request_id, crowd.end_of_head)
         except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
             self._parking.observer.metrics.crashes.inc()
             logs.log.error(logs.REQUEST_CRASHED, request_id=trace.request_id, path=STATUS_ROUTE, exc_info=error)
-            reply = poll_replies.compose_problem(Problem(), trace.request_id)
-        changed = (answer.snapshot,) if answer.snapshot is not None and answer.changed else ()
-        self._parking.observer.poll_finished(trace, outcome, answer.held_seconds, changed)
-        self._finish(trace, reply[0])
-        return wire.reply_bytes(*reply, request_id=trace.request_id, close=close)
+            reply = ProblemReply(Problem())
+            whole = reply.whole(trace.held_seconds, trace.request_id, crowd.end_of_head)
+        self._finish(trace, reply.status)
+        return whole
 
     def _finish(self, trace: Trace, status: int) -> None:
         seconds = time.perf_counter() - trace.started
@@ -296,22 +303,20 @@ class Connection(asyncio.Protocol):
             parking.rates.check_poll(user.user_id)
         except TooManyRequests:
             return False  # aiohttp's way counts it once more, and says so
-        question = again.question.about(found[1])
-        self._poll = parking.polling.park_at_once(question, self.answer)
+        self._poll = parking.polling.park_at_once(again.question, found[1], self.answer)
         if self._poll is None:
             return False
-        self._trace = Trace(new_request_id(), user, question.task_id)
+        self._trace = Trace(user, again.question.task_id)
         return True
 
     def _refuse(self) -> None:
         """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
-        trace, transport = Trace(new_request_id()), self._transport
+        trace, transport = Trace(), self._transport
         if transport is not None and not transport.is_closing():
             wait = random.uniform(2, 8)  # spread out, or everybody comes back at once
             problem = Unavailable("This process has all the connections that it can have.", retry_after=wait)
-            reply = poll_replies.compose_problem(problem, trace.request_id)
-            self._parking.observer.request_finished(trace, "other", "full", "full", reply[0], 0.0)
-            transport.write(wire.reply_bytes(*reply, request_id=trace.request_id, close=True))
+            self._parking.observer.request_finished(trace, "other", "full", "full", problem.status, 0.0)
+            transport.write(ProblemReply(problem).whole(0.0, trace.request_id, wire.end_of_head(close=True)))
             transport.close()
 
     def proceed(self) -> None:

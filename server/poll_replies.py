@@ -7,13 +7,14 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import orjson
 
+from server import wire
 from server.errors import Problem, TaskDeleted, TaskNotFound
 from server.storage.tasks import Task
-from server.waiting.polling import Answer
+from server.waiting.answers import Answer
 from server.waiting.waiters import Reason
 
 JSON: Final = "application/json"
@@ -21,6 +22,8 @@ PROBLEM_JSON: Final = "application/problem+json"
 _CONTENT_TYPE: Final = f"Content-Type: {JSON}\r\n".encode()
 # Milliseconds after which to ask again, at random between the two, so that clients spread out.
 _RETRY_AFTER_MS: Final[Mapping[Reason, tuple[int, int]]] = {Reason.DRAIN: (0, 2000), Reason.DEGRADED: (3000, 8000)}
+_BEGINNING: Final = wire.status_line(200) + _CONTENT_TYPE
+_END_OF_BODY: Final = b',"retryAfterMs":0}}'
 LONGEST_RETRY_AFTER_MS: Final = max(longest for _, longest in _RETRY_AFTER_MS.values())
 
 
@@ -40,31 +43,108 @@ PLAIN: Final = Manner()
 
 
 Composed: TypeAlias = tuple[int, bytes, bytes | None]
-"""Status, header lines (each with its CRLF) and body, as they are sent."""
+"""Status, header lines (each with its CRLF) and body, as they are sent. No body: there can't be one (304)."""
 
 
-def compose(task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> Composed:
-    """Return the reply that tells this answer."""
-    reason, held_ms = answer.reason, answer.held_seconds * 1000
-    shared_head, shared_body = _shared(task, reason, answer.changed)
-    head = b"%b%.1f\r\n" % (shared_head, held_ms)
-    if manner.preferred_wait is not None:
-        head += f"Preference-Applied: wait={manner.preferred_wait:g}\r\n".encode()
-    # Any other reason must be read by the client, and a 304 has no body to say it in.
-    if manner.tagged_version == task.version and reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
-        return 304, head, None
-    body = b'%b"waitedMs":%d,"retryAfterMs":%d}}' % (shared_body, round(held_ms), _retry_after_ms(reason))
-    return 200, head + _CONTENT_TYPE, body
+class Reply(Protocol):
+    """What tells an answer to everybody who gets the same one."""
+
+    @property
+    def status(self) -> int:
+        """The status of HTTP."""
+
+    def whole(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
+        """Return all its bytes, for somebody who was held for so long. `end_of_head`: see `wire`."""
+
+
+class StateReply:
+    """Tells the state of a task. What is the same for everybody is made once."""
+
+    __slots__ = ("_body", "_bounds", "_head", "status")
+
+    def __init__(self, task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> None:
+        """Tell that this is the task's state, and why now."""
+        self._head, self._body = _state(task, answer.reason, answer.changed)
+        self._bounds = _RETRY_AFTER_MS.get(answer.reason)
+        self.status = 200
+        if manner.preferred_wait is not None:
+            self._head = f"Preference-Applied: wait={manner.preferred_wait:g}\r\n".encode() + self._head
+        # Any other reason must be read by the client, and a 304 has no body to say it in.
+        if manner.tagged_version == task.version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
+            self.status = 304
+
+    def compose(self, held_seconds: float) -> Composed:
+        """Return the reply to somebody who was held for so long."""
+        held = b"%.1f" % (held_seconds * 1000)
+        head = b"%b%b\r\n" % (self._head, held)
+        if self.status == 304:
+            return 304, head, None
+        return 200, _CONTENT_TYPE + head, b"%b%b%b" % (self._body, held[:-2], self._end_of_body())
+
+    def whole(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
+        """Return the bytes of the same reply, as `wire.reply_bytes` would: in one go, for there may be many."""
+        if self.status == 304:
+            return wire.reply_bytes(*self.compose(held_seconds), request_id=request_id, end_of_head=end_of_head)
+        held, end = b"%.1f" % (held_seconds * 1000), self._end_of_body()
+        waited = held[:-2]
+        length = len(self._body) + len(waited) + len(end)
+        own = f"\r\nContent-Length: {length}\r\n{wire.REQUEST_ID}: {request_id}\r\n".encode()
+        return b"".join((_BEGINNING, self._head, held, own, end_of_head, self._body, waited, end))
+
+    def _end_of_body(self) -> bytes:
+        if self._bounds is None:
+            return _END_OF_BODY
+        return b',"retryAfterMs":%d}}' % random.randint(*self._bounds)
+
+
+class ProblemReply:
+    """Tells what is wrong."""
+
+    def __init__(self, problem: Problem) -> None:
+        """Tell this."""
+        self.status = problem.status
+        self._problem = problem
+
+    def whole(self, _held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
+        """Return all its bytes."""
+        composed = compose_problem(self._problem, request_id)
+        return wire.reply_bytes(*composed, request_id=request_id, end_of_head=end_of_head)
+
+
+class Crowd:
+    """What they have in common who get the same answer in the same turn of the loop: made once, however many they are."""
+
+    __slots__ = ("_plain", "answer", "close", "end_of_head", "news", "outcome")
+
+    def __init__(self, answer: Answer[Task], *, close: bool) -> None:
+        """Take in an answer; `close`: their connections end with it."""
+        self.answer = answer
+        self.close = close
+        self.outcome = outcome(answer)
+        self.news = news(answer)
+        self.end_of_head = wire.end_of_head(close=close)
+        self._plain: Reply | None = None
+
+    def reply(self, manner: Manner) -> Reply:
+        """Return what tells the answer to those who want it in this manner."""
+        if manner is not PLAIN:
+            return _reply(self.answer, manner)
+        if self._plain is None:
+            self._plain = _reply(self.answer, PLAIN)
+        return self._plain
+
+
+def _reply(answer: Answer[Task], manner: Manner) -> Reply:
+    return ProblemReply(missing(answer)) if answer.snapshot is None else StateReply(answer.snapshot, answer, manner)
 
 
 @functools.lru_cache(maxsize=64)
-def _shared(task: Task, reason: Reason, changed: bool) -> tuple[bytes, bytes]:  # noqa: FBT001 - a key of the cache
-    """Return head and body up to what differs: made once for a crowd that has waited for the same state."""
+def _state(task: Task, reason: Reason, changed: bool) -> tuple[bytes, bytes]:  # noqa: FBT001 - a key of the cache
     version = task.version
     poll = _fixed(reason, changed=changed, finished=task.terminal)
     return (
         f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\nServer-Timing: hold;dur='.encode(),
-        b'{"data":%b,"poll":%b,' % (task.data, orjson.dumps(poll)[:-1]),
+        b'{"data":%b,"poll":%b,"waitedMs":' % (task.data, orjson.dumps(poll)[:-1]),
     )
 
 
@@ -99,6 +179,11 @@ def outcome(answer: Answer[Task]) -> str:
     if answer.snapshot is None:
         return "deleted" if answer.deleted else "not_found"
     return answer.reason
+
+
+def news(answer: Answer[Task]) -> tuple[Task, ...]:
+    """Return what this answer tells that the client hadn't seen."""
+    return (answer.snapshot,) if answer.snapshot is not None and answer.changed else ()
 
 
 def compose_problem(problem: Problem, request_id: str) -> Composed:

@@ -10,7 +10,7 @@ from aiohttp import web
 from server.errors import BadRequest, ExpectationFailed, Problem
 from server.keys import PARKING, TRACE
 from server.middlewares import complete
-from server.observing import Trace, new_request_id
+from server.observing import Trace
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import compose_problem, headers_of
 
@@ -55,7 +55,7 @@ class Handler(PollHandler):
 
 
 def _reply(request: web.BaseRequest, problem: Problem) -> web.Response:
-    trace = request[TRACE] = Trace(new_request_id())
+    trace = request[TRACE] = Trace()
     status, head, body = compose_problem(problem, trace.request_id)
     response = web.Response(body=body, status=status, headers=headers_of(head))
     complete(response, trace.request_id)

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from server.waiting.polling import Question
+from server.waiting.answers import Question
 
 _END: Final = b"\r\n\r\n"
 _LONGEST: Final = 8192

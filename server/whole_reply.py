@@ -6,16 +6,17 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from server import wire
-from server.poll_replies import Composed, headers_of
+from server.poll_replies import StateReply, headers_of
 
 
 class WholeReply(web.StreamResponse):
     """Written past aiohttp's own way, header by header, which costs more than all the rest of a wake."""
 
-    def __init__(self, composed: Composed, request_id: str) -> None:
-        """`composed`: status, head and body, all that differs from one reply to another."""
-        super().__init__(status=composed[0])
-        self.composed = composed
+    def __init__(self, reply: StateReply, held_seconds: float, request_id: str) -> None:
+        """Stand for this reply to somebody who was held for so long."""
+        super().__init__(status=reply.status)
+        self.reply = reply
+        self._held_seconds = held_seconds
         self._request_id = request_id
 
     async def prepare(self, request: web.BaseRequest) -> None:
@@ -25,16 +26,16 @@ class WholeReply(web.StreamResponse):
             self._keep_alive = request.keep_alive
         transport = request.transport
         if transport is not None:
-            close = not self.keep_alive
-            transport.write(wire.reply_bytes(*self.composed, request_id=self._request_id, close=close))
+            end_of_head = wire.end_of_head(close=not self.keep_alive)
+            transport.write(self.reply.whole(self._held_seconds, self._request_id, end_of_head))
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Write nothing: that was all."""
 
 
-def poll_reply(request: web.Request, composed: Composed, request_id: str) -> web.StreamResponse:
+def poll_reply(request: web.Request, reply: StateReply, held_seconds: float, request_id: str) -> web.StreamResponse:
     """Return the reply to a poll; aiohttp writes it where the request isn't one of the plain kind."""
     if request.version == HttpVersion11 and request.method == hdrs.METH_GET:
-        return WholeReply(composed, request_id)
-    status, head, body = composed
+        return WholeReply(reply, held_seconds, request_id)
+    status, head, body = reply.compose(held_seconds)
     return web.Response(status=status, headers=headers_of(head), body=body)

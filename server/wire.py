@@ -28,11 +28,24 @@ _SAME_FOR_ALL: Final = "".join(
 _STATUS_LINES: Final = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
 
 
-def reply_bytes(status: int, head: bytes, body: bytes | None, *, request_id: str, close: bool) -> bytes:
-    """Return a reply of HTTP/1.1 as aiohttp would send it behind our middlewares; body None: there can't be one (304)."""
+def reply_bytes(status: int, head: bytes, body: bytes | None, *, request_id: str, end_of_head: bytes) -> bytes:
+    """Return a reply of HTTP/1.1 as aiohttp would send it behind our middlewares.
+
+    Body None: there can't be one (304). `end_of_head`: what the function of that name returns.
+    """
     length = "" if body is None else f"Content-Length: {len(body)}\r\n"
     own = f"{length}{REQUEST_ID}: {request_id}\r\n".encode()
-    return b"".join((_STATUS_LINES[status], head, own, _end_of_head(rfc822_formatted_time(), close), body or b""))
+    return b"".join((_STATUS_LINES[status], head, own, end_of_head, body or b""))
+
+
+def status_line(status: int) -> bytes:
+    """Return the first line of a reply."""
+    return _STATUS_LINES[status]
+
+
+def end_of_head(*, close: bool) -> bytes:
+    """Return what all replies of this second share; `close`: the connection ends with this one."""
+    return _end_of_head(rfc822_formatted_time(), close)
 
 
 @functools.lru_cache(maxsize=2)

@@ -89,7 +89,7 @@ class Contract:
     def _faults_of_content(self, place: tuple[str, ...], described: Any, response: web.StreamResponse) -> list[str]:
         body = response.body if isinstance(response, web.Response) else None
         if isinstance(response, WholeReply):
-            body = response.composed[2]
+            body = response.reply.compose(0.0)[2]
         if not described:
             return ["there should be no content"] if body else []
         content_type = _headers(response).get("Content-Type", "").partition(";")[0]
@@ -110,7 +110,7 @@ class Contract:
 def _headers(response: web.StreamResponse) -> Mapping[str, str]:
     if not isinstance(response, WholeReply):
         return response.headers
-    lines = wire.reply_bytes(*response.composed, request_id="0" * 16, close=False).partition(b"\r\n\r\n")[0]
+    lines = response.reply.whole(0.0, "0" * 16, wire.end_of_head(close=False)).partition(b"\r\n\r\n")[0]
     return headers_of(lines.partition(b"\r\n")[2])
 
 

@@ -10,7 +10,7 @@ import pytest
 from server import keys
 from server.config import Config
 from server.poll_handler import PollHandler, PollServer
-from server.waiting.polling import ParkedPoll
+from server.waiting.parked import ParkedPoll
 from tests.conftest import Person, Sql, until
 from tests.raw_http import Connection, Reply, status_request
 

@@ -110,5 +110,19 @@ async def test_without_a_database_the_other_figures_are_still_there(
 def test_quantiles_are_those_of_the_histogram(seconds: list[float], share: float, expected: float | None) -> None:
     metrics = Metrics()
     for value in seconds:
-        metrics.wake_latency_seconds.observe(value)
+        metrics.wake_latency_seconds.observe([value])
     assert metrics.wake_quantile(share) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("more", [0, 1000])
+def test_a_histogram_counts_what_is_at_most_each_bound(more: int) -> None:
+    metrics = Metrics()
+    metrics.hold_seconds.observe([30.0, 0.05, 61.0, 0.2, 0.01, 60.0, *[5.0] * more])
+    metrics.hold_seconds.observe([0.05])
+    (family,) = metrics.hold_seconds.collect()
+    counts = {sample.labels["le"]: sample.value for sample in family.samples if "le" in sample.labels}
+    assert [counts[bound] for bound in ("0.01", "0.05", "0.1", "0.5")] == [1, 3, 3, 4]
+    assert [counts[bound] for bound in ("2.0", "5.0", "29.0", "30.0", "60.0", "+Inf")] == [
+        4, 4 + more, 4 + more, 5 + more, 6 + more, 7 + more
+    ]  # fmt: skip
+    assert metrics.value("longpoll_poll_hold_seconds_sum") == pytest.approx(151.31 + 5 * more)

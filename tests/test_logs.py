@@ -30,3 +30,14 @@ def test_replies_are_logged_at_the_level_of_information(level: str, lines: int) 
     written = [json.loads(line) for line in stream.buffer.getvalue().splitlines()]
     assert len(written) == lines
     assert all(set(line) == {"status", "event", "level", "timestamp"} for line in written)
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_line_that_is_not_utf_8_is_written_all_the_same() -> None:
+    """Half a surrogate pair, as aiohttp makes of a URL."""
+    stream = io.TextIOWrapper(io.BytesIO())
+    logs.configure(Config().replace(logging={"format": "json"}).logging, stream)
+    logs.log_replies([{"path": path, "event": logs.REQUEST_FINISHED} for path in ("/a", "/\udcff", "/b")])
+    assert isinstance(stream.buffer, io.BytesIO)
+    written = [json.loads(line)["path"] for line in stream.buffer.getvalue().splitlines()]
+    assert written == ["/a", "/\udcff", "/b"]

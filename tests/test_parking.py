@@ -17,7 +17,8 @@ from server import keys, parking, poll_replies
 from server.observing import Trace
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import PLAIN
-from server.waiting.polling import ParkedPoll, Question
+from server.waiting.answers import Question
+from server.waiting.parked import ParkedPoll
 from server.waiting.waiters import TaskHold
 from tests import parked
 from tests.conftest import Enter, Person, Sql, Start, until
@@ -183,7 +184,7 @@ async def test_a_reply_that_cannot_be_made_is_a_500_and_counted(
     async with connect_to(alice) as connection:
         await connection.send(status_request(alice, task_id, version=1))
         await is_parked(alice)
-        monkeypatch.setattr(poll_replies, "compose", broken)
+        monkeypatch.setattr(poll_replies, "StateReply", broken)
         sql(PROCESSING)
         reply = await connection.reply()
     assert (reply.status, json.loads(reply.body)["code"]) == (500, "internal_server_error")
@@ -323,7 +324,7 @@ async def test_a_client_that_sends_on_and_on_is_read_no_further_and_answered(ali
         flood = request(alice, "/healthz") * 20_000
         connection.writer.write(flood.encode())
         (hold,) = alice.app[keys.WAITERS]
-        held_by = hold._tell.__self__  # type: ignore[attr-defined]
+        held_by = hold.tell.__self__  # type: ignore[attr-defined]
         await until(lambda: len(held_by._early) > parking._MOST_EARLY_BYTES)
         assert not held_by._transport.is_reading()
         assert len(held_by._early) < 1_000_000
@@ -397,10 +398,10 @@ async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(al
 
     async def parked() -> ParkedPoll[Any] | None:
         await alice.status(task_id, wait=0)  # what is known may be in doubt: its creation is notified behind the reply
-        return alice.app[keys.POLLING].park_at_once(question, connection.answer)
+        return alice.app[keys.POLLING].park_at_once(question, 1, connection.answer)
 
     poll: ParkedPoll[Any] = await until(parked)
-    connection.hold(poll, Trace("0" * 16), PLAIN, None)
+    connection.hold(poll, Trace(), PLAIN, None)
     left = SimpleNamespace(is_closing=lambda: True) if closing else None
     connection.take_over(SimpleNamespace(transport=left))  # type: ignore[arg-type]
     assert alice.held == 0

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
 from server.keys import CONFIG
 from server.poll_replies import JSON
-from server.waiting.polling import Until
+from server.waiting.answers import Until
 
 T = TypeVar("T")
 

@@ -14,14 +14,14 @@ from server import repeats
 from server.errors import BadRequest, TaskIdRequired
 from server.handlers import parameters
 from server.identity import credential, signed_in_user
-from server.keys import BATCH_POLLING, CONFIG, OBSERVER, PARKING, POLLING, RATES, TRACE
+from server.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATES, TRACE
 from server.observing import CLIENT_GONE
 from server.parking import CONNECTION, PARKED
-from server.poll_replies import PLAIN, Manner, compose, describe_poll, missing, outcome
+from server.poll_replies import PLAIN, Manner, StateReply, describe_poll, missing, news, outcome
 from server.replies import json_reply
 from server.storage.tasks import Task
+from server.waiting.answers import Answer, Question, Until
 from server.waiting.batches import BatchQuestion
-from server.waiting.polling import Answer, Question, Until
 from server.whole_reply import poll_reply
 
 MAX_BATCH: Final = 50
@@ -38,20 +38,20 @@ async def status(request: web.Request) -> web.StreamResponse:
         request.app[RATES].check_poll(user.user_id)
         question, manner = read_question(request, user.user_id)
         request[TRACE].task_id = question.task_id
-        if not parking.admits(request):
-            answer = await request.app[POLLING].answer(question)
-        elif (found := await _answer_or_park(request, question, manner)) is not None:
-            answer = found
+        if parking.admits(request):
+            answer, held_seconds = await _answer_or_park(request, question, manner), 0.0
         else:
-            return PARKED
+            answer, held_seconds = await request.app[POLLING].answer(question)
     except asyncio.CancelledError:
         _note_who_left(request, started)
         raise
-    changed = [answer.snapshot] if answer.snapshot and answer.changed else []
-    request.app[OBSERVER].poll_finished(request[TRACE], outcome(answer), answer.held_seconds, changed)
+    if answer is None:
+        return PARKED
+    request[TRACE].poll_ended(outcome(answer), held_seconds, news(answer))
     if answer.snapshot is None:
         raise missing(answer)
-    return poll_reply(request, compose(answer.snapshot, answer, manner), request[TRACE].request_id)
+    reply = StateReply(answer.snapshot, answer, manner)
+    return poll_reply(request, reply, held_seconds, request[TRACE].request_id)
 
 
 async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:
@@ -84,7 +84,7 @@ async def batch(request: web.Request) -> web.Response:
     except asyncio.CancelledError:
         _note_who_left(request, started)
         raise
-    request.app[OBSERVER].poll_finished(request[TRACE], answer.reason, answer.held_seconds, answer.prompt)
+    request[TRACE].poll_ended(answer.reason, answer.held_seconds, answer.prompt)
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
@@ -98,7 +98,7 @@ async def batch(request: web.Request) -> web.Response:
 
 
 def _note_who_left(request: web.Request, started: float) -> None:
-    request.app[OBSERVER].poll_finished(request[TRACE], CLIENT_GONE, time.perf_counter() - started)
+    request[TRACE].poll_ended(CLIENT_GONE, time.perf_counter() - started)
 
 
 def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]:

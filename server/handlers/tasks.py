@@ -25,7 +25,7 @@ from server.keys import BOARD, CONFIG, IMAGES, POLLING, TASKS, TRACE
 from server.replies import json_reply
 from server.storage.tasks import STATUSES, NewTask, Task
 from server.uploads import UPLOADS
-from server.waiting.polling import Question, Until
+from server.waiting.answers import Question, Until
 
 MAX_PROMPT: Final = 4000
 _MAX_FIELD_BYTES: Final = 4 * MAX_PROMPT + 1024
@@ -106,8 +106,8 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
         until = parameters.until(request.query.get("until"), Until.TERMINAL)
         # The first version is what the client knows anyway: anything after it has begun is news.
         version = None if until is Until.TERMINAL else 1
-        answer = await request.app[POLLING].answer(Question(task_id, user.user_id, version, wait or 0, until))
-        request[TRACE].held_seconds = answer.held_seconds
+        question = Question(task_id, user.user_id, version, wait or 0, until)
+        answer, request[TRACE].held_seconds = await request.app[POLLING].answer(question)
         task = answer.snapshot
         if task is None:
             raise TaskDeleted if answer.deleted else TaskNotFound
@@ -289,7 +289,7 @@ async def _read_own(request: web.Request, task_id: str, *, just_written: bool = 
     request[TRACE].task_id = task_id
     if just_written:
         request.app[BOARD].doubt(task_id)
-    answer = await request.app[POLLING].answer(Question(task_id, user.user_id))
+    answer, _ = await request.app[POLLING].answer(Question(task_id, user.user_id))
     if answer.snapshot is None:
         raise TaskNotFound
     return answer.snapshot

@@ -7,7 +7,7 @@ from typing import Final
 from server.handlers.status import LONGEST_GATHER_SECONDS, MAX_BATCH
 from server.openapi.parts import Json, schema
 from server.storage.tasks import STATUSES
-from server.waiting.polling import Until
+from server.waiting.answers import Until
 
 _LARGEST_VERSION: Final = 2**63 - 1
 _UNTIL: Final = (

@@ -20,11 +20,12 @@ from typing import Final, Generic, TypeVar
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
-from server.waiting.watched import SLICE, Snapshot, Watched
+from server.waiting.watched import Snapshot, Watched
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)
 _PATIENCE_SECONDS: Final = 0.5  # for reading anew what is known, while the listener isn't healthy
+_TOLD_AT_ONCE: Final = 256  # tasks of a batch, in one turn of the loop
 _LONGEST_VERSION: Final = 19  # digits of a bigint
 
 
@@ -261,7 +262,7 @@ class Board(Generic[S]):
                 for number, (task_id, watched) in enumerate(batch.tasks.items(), 1):
                     watched.settled = batch.doubts[task_id]
                     self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
-                    if not number % SLICE:
+                    if not number % _TOLD_AT_ONCE:
                         await asyncio.sleep(0)  # somebody else's turn, and the next read's
                 batch.done.set()
             finally:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from typing import Protocol
 
 GRAIN_SECONDS = 0.1
 
 
 class Expiring(Protocol):
-    """Something that can be told that its time is over."""
+    """Something that can be told that its time is over. `slot` is the wheel's: where it stands."""
+
+    slot: int
 
     def expire(self) -> None:
         """End it. Called once, in the event loop."""
@@ -31,25 +34,26 @@ class Deadlines:
     def __len__(self) -> int:
         return sum(len(slot) for slot in self._slots.values())
 
-    def add(self, waiter: Expiring, seconds: float) -> int:
-        """Expire the waiter in that many seconds at the latest; returns the slot to be given to `remove`."""
+    def add(self, waiter: Expiring, seconds: float) -> None:
+        """Expire the waiter in that many seconds at the latest."""
         loop = asyncio.get_running_loop()
-        slot = int((loop.time() + seconds) / GRAIN_SECONDS)
+        waiter.slot = slot = int((loop.time() + seconds) / GRAIN_SECONDS)
         members = self._slots.get(slot)
         if members is None:
             members = self._slots[slot] = set()
         members.add(waiter)
         if self._timer is None or slot < self._timer_slot:
             self._wind(loop, slot)
-        return slot
 
-    def remove(self, waiter: Expiring, slot: int) -> None:
-        """Forget the waiter; nothing happens if it has expired already."""
-        members = self._slots.get(slot)
-        if members is not None:
-            members.discard(waiter)
-            if not members and slot != self._timer_slot:
-                del self._slots[slot]
+    def remove(self, waiters: Iterable[Expiring]) -> None:
+        """Forget these; one that has expired already is forgotten anyway."""
+        slots = self._slots
+        for waiter in waiters:
+            members = slots.get(waiter.slot)
+            if members is not None:
+                members.discard(waiter)
+                if not members:
+                    del slots[waiter.slot]
 
     def _wind(self, loop: asyncio.AbstractEventLoop, slot: int) -> None:
         if self._timer is not None:

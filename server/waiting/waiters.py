@@ -11,7 +11,7 @@ import abc
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from types import TracebackType
 from typing import Self
@@ -89,7 +89,7 @@ class TaskHold(Hold):
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
-        self._waiters.leave(self)
+        self._waiters.leave([self])
         if self.reason is None or task is None:
             return False
         # Ours is taken back; if somebody else has canceled the task too (the client left), that goes on.
@@ -159,18 +159,20 @@ class Waiters:
         # Ending the user's oldest may have ended the last: then the dictionary is no longer the one that counts.
         self._by_user.setdefault(hold.user, of_user)[hold] = None
         self._count += 1
-        hold.slot = self._deadlines.add(hold, hold.seconds)
+        self._deadlines.add(hold, hold.seconds)
 
-    def leave(self, hold: Hold) -> None:
-        """Forget a hold that is over."""
-        self._deadlines.remove(hold, hold.slot)
-        of_user = self._by_user[hold.user]
-        del of_user[hold]
-        self._count -= 1
-        if not of_user:
-            del self._by_user[hold.user]
-        if hold.client is not None and self._by_client.get(hold.client) is hold:
-            del self._by_client[hold.client]
+    def leave(self, holds: Sequence[Hold]) -> None:
+        """Forget holds that are over."""
+        self._deadlines.remove(holds)
+        by_user, by_client = self._by_user, self._by_client
+        for hold in holds:
+            of_user = by_user[hold.user]
+            del of_user[hold]
+            if not of_user:
+                del by_user[hold.user]
+            if hold.client is not None and by_client.get(hold.client) is hold:
+                del by_client[hold.client]
+        self._count -= len(holds)
 
     def drain(self, seconds: float) -> None:
         """End every hold at a random moment within that many seconds; new polls are to be answered at once."""

@@ -19,12 +19,13 @@ import pytest
 from hypothesis import strategies
 
 from server.metrics import Metrics
+from server.waiting.answers import Answer, Question
 from server.waiting.batches import BatchPolling, BatchQuestion
 from server.waiting.board import Board
-from server.waiting.polling import Answer, Polling, Question
+from server.waiting.polling import Polling
 from server.waiting.waiters import Reason, Waiters
 from tests.faults.load import print_figure
-from tests.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State, parked_answer
+from tests.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State, answer_by_task, answer_parked
 
 TASKS = ("a", "b")
 LAST = 4
@@ -155,7 +156,7 @@ class Race:
         while seen != LAST:
             await self.storage.pause()
             question = Question(task_id, "alice", seen, seconds=30.0)
-            answer = await (parked_answer(self.polling, question) if parks else self.polling.answer(question))
+            answer = await (answer_parked if parks else answer_by_task)(self.polling, question)
             assert answer.snapshot is not None
             assert answer.snapshot.version >= seen, "a step back"
             seen = answer.snapshot.version
@@ -206,19 +207,19 @@ def test_nor_does_one_in_the_interleavings_that_hypothesis_thinks_of(steps: list
 class RegistersLate(Polling[State]):
     """Reads first, and watches then."""
 
-    async def answer(self, question: Question) -> Answer[State]:
+    async def answer(self, question: Question) -> tuple[Answer[State], float]:
         with self.board.watch(question.task_id) as watched:
             snapshot = await self.board.current(watched)
         assert snapshot is not None
         if question.version is not None and snapshot.version != question.version:
-            return Answer(snapshot, Reason.IMMEDIATE, changed=True)
+            return Answer(snapshot, Reason.IMMEDIATE, changed=True), 0.0
         await asyncio.sleep(0)
         with self.board.watch(question.task_id) as watched:
             watched.snapshot, watched.known, watched.settled = snapshot, True, watched.doubts
             with self.waiters.hold(question.user_id, None, question.seconds) as hold:
                 while watched.snapshot is snapshot:
                     await watched.event.wait()
-        return Answer(watched.snapshot, hold.reason or Reason.CHANGE, changed=watched.snapshot is not snapshot)
+        return Answer(watched.snapshot, hold.reason or Reason.CHANGE, changed=watched.snapshot is not snapshot), 0.0
 
 
 class DeafWhileReading(Board[State]):

@@ -39,7 +39,9 @@ class Least:
         version = self.versions[task]
         head = f'ETag: "{task}.{version}"\r\nX-Task-Version: {version}\r\nContent-Type: application/json\r\n'
         body = (BODY % (task, version, "change")).encode()
-        return wire.reply_bytes(200, head.encode(), body, request_id="0" * 16, close=False)
+        return wire.reply_bytes(
+            200, head.encode(), body, request_id="0" * 16, end_of_head=wire.end_of_head(close=False)
+        )
 
 
 class Client(asyncio.Protocol):

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from server.metrics import Metrics
+from server.waiting.answers import Answer, Question
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
-from server.waiting.polling import Answer, Polling, Question
+from server.waiting.polling import Polling
 from server.waiting.waiters import Waiters
 
 SWEEP_SECONDS = 5.0
@@ -126,12 +127,28 @@ class Storage:
         return self.barrier_holds
 
 
-async def parked_answer(polling: Polling[State], question: Question) -> Answer[State]:
+@dataclass(slots=True)
+class TimedAnswer(Answer[State]):
+    """An answer, and how long it took."""
+
+    held_seconds: float = 0.0
+
+
+def timed(answer: Answer[State], held_seconds: float) -> TimedAnswer:
+    return TimedAnswer(answer.snapshot, answer.reason, answer.changed, answer.deleted, held_seconds)
+
+
+async def answer_by_task(polling: Polling[State], question: Question) -> TimedAnswer:
+    """Answer a poll that is held by the task that asks."""
+    return timed(*await polling.answer(question))
+
+
+async def answer_parked(polling: Polling[State], question: Question) -> TimedAnswer:
     """Answer a poll that is held without a task; what is told to the parked poll is the answer of this one."""
-    answer: asyncio.Future[Answer[State]] = asyncio.get_running_loop().create_future()
-    found = await polling.answer_or_park(question, answer.set_result)
+    answer: asyncio.Future[TimedAnswer] = asyncio.get_running_loop().create_future()
+    found = await polling.answer_or_park(question, lambda *rest: answer.set_result(timed(*rest)))
     if isinstance(found, Answer):
-        return found
+        return timed(found, 0.0)
     try:
         return await answer
     except asyncio.CancelledError:
@@ -186,16 +203,13 @@ class Scene:
 
     def ask(
         self, task_id: str = "t", version: int | None = None, *, seconds: float = 30.0, user: str = "alice", **rest: Any
-    ) -> asyncio.Task[Answer[State]]:
+    ) -> asyncio.Task[TimedAnswer]:
         """Begin a poll."""
         question = Question(task_id, user, version, seconds, **rest)
-        return asyncio.create_task(self.park(question) if self.parks else self.polling.answer(question))
+        answer = answer_parked if self.parks else answer_by_task
+        return asyncio.create_task(answer(self.polling, question))
 
-    async def park(self, question: Question) -> Answer[State]:
-        """Answer a poll that is held without a task."""
-        return await parked_answer(self.polling, question)
-
-    async def hold(self, task_id: str = "t", version: int | None = None, **rest: Any) -> asyncio.Task[Answer[State]]:
+    async def hold(self, task_id: str = "t", version: int | None = None, **rest: Any) -> asyncio.Task[TimedAnswer]:
         """Begin a poll and let it go on until it is held."""
         held = len(self.waiters)
         poll = self.ask(task_id, version, **rest)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from server.waiting.polling import Until
+from server.waiting.answers import Until
 from tests.waiting.conftest import ClockworkLoop, settle
 from tests.waiting.world import HOLD_SECONDS, NEWEST, SEEN, TASKS, UNNAMED, World, some_clients
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from server.waiting.polling import Answer, Until
+from server.waiting.answers import Answer, Until
 from server.waiting.waiters import Reason
-from tests.waiting.conftest import Scene, State, playing, settle
+from tests.waiting.conftest import Scene, State, TimedAnswer, playing, settle
 
 
 def told(answer: Answer[State]) -> tuple[int | None, Reason, bool]:
@@ -82,9 +82,9 @@ async def test_another_users_task_is_as_unknown_as_one_that_is_not_there(scene: 
     assert (
         await scene.ask("t", 1, user="bob")
         == await scene.ask("nothing", 1, user="bob")
-        == Answer(None, Reason.IMMEDIATE)
+        == TimedAnswer(None, Reason.IMMEDIATE)
     )
-    assert await scene.ask("t", 99, user="bob") == Answer(None, Reason.IMMEDIATE)
+    assert await scene.ask("t", 99, user="bob") == TimedAnswer(None, Reason.IMMEDIATE)
 
 
 async def test_until_status_is_not_woken_by_progress(scene: Scene) -> None:
@@ -118,8 +118,8 @@ async def test_a_deleted_task_ends_every_wait(scene: Scene, until: Until) -> Non
     await asyncio.sleep(1)
     scene.delete()
     answer = await poll
-    assert answer == Answer(None, Reason.CHANGE, changed=True, held_seconds=1, deleted=True)
-    assert await scene.ask(version=1) == Answer(None, Reason.IMMEDIATE), "from now on it is unknown"
+    assert answer == TimedAnswer(None, Reason.CHANGE, changed=True, deleted=True, held_seconds=1)
+    assert await scene.ask(version=1) == TimedAnswer(None, Reason.IMMEDIATE), "from now on it is unknown"
     assert len(scene.board) == 0
 
 
@@ -231,15 +231,13 @@ async def test_a_change_in_the_tick_of_the_deadline_is_told(scene: Scene) -> Non
     assert told(await poll) == (2, Reason.CHANGE, True)
 
 
-async def test_a_change_in_the_tick_after_the_deadline_is_told_too() -> None:
-    """Its time is over, and before the waiting task runs the snapshot comes. A parked poll has its answer by then."""
-    async with playing(Scene()) as scene:
-        scene.storage.put()
-        poll = await scene.hold(version=1)
-        (hold,) = scene.waiters
-        hold.expire()
-        scene.board._apply(scene.board._tasks["t"], scene.storage.put(version=2), repairing=False)
-        assert told(await poll) == (2, Reason.CHANGE, True)
+async def test_a_change_in_the_tick_after_the_deadline_is_told_too(scene: Scene) -> None:
+    """Its time is over, and before the poll has its turn the snapshot comes."""
+    poll = await scene.hold(version=1)
+    (hold,) = scene.waiters
+    hold.expire()
+    scene.board._apply(scene.board._tasks["t"], scene.storage.put(version=2), repairing=False)
+    assert told(await poll) == (2, Reason.CHANGE, True)
 
 
 async def test_a_client_that_leaves_takes_its_waiter_along(scene: Scene) -> None:

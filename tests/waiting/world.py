@@ -13,10 +13,19 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from server.errors import DatabaseUnavailable, StorageError
+from server.waiting.answers import Question, Until
 from server.waiting.batches import GATHER_SECONDS, BatchAnswer, BatchQuestion
-from server.waiting.polling import Answer, Question, Until
 from server.waiting.waiters import Reason
-from tests.waiting.conftest import LINGER_SECONDS, SWEEP_SECONDS, Scene, State, settle
+from tests.waiting.conftest import (
+    LINGER_SECONDS,
+    SWEEP_SECONDS,
+    Scene,
+    State,
+    TimedAnswer,
+    answer_by_task,
+    answer_parked,
+    settle,
+)
 
 TASKS = ("a", "b")
 HOLD_SECONDS = 30.0
@@ -27,7 +36,7 @@ OWNER, STRANGER = "alice", "bob"
 MAX_HELD = 6
 MAX_HELD_PER_USER = 5
 
-Told: TypeAlias = Answer[State] | BatchAnswer[State]
+Told: TypeAlias = TimedAnswer | BatchAnswer[State]
 
 
 @dataclass(eq=False)
@@ -179,7 +188,7 @@ class World:
         if len(client.tasks) == 1:
             (task_id,) = client.tasks
             question = Question(task_id, client.user, client.named[task_id], seconds, until, client.page)
-            return await (self.scene.park if client.parks else self.scene.polling.answer)(question)
+            return await (answer_parked if client.parks else answer_by_task)(self.scene.polling, question)
         versions = {task_id: version or 0 for task_id, version in client.named.items()}
         return await self.scene.batches.answer(BatchQuestion(versions, client.user, seconds, client.page))
 

@@ -1,0 +1,78 @@
+"""What a poll asks, what it is answered, and when what is known is enough to answer it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from server.waiting.waiters import Reason
+from server.waiting.watched import Snapshot
+
+S = TypeVar("S", bound=Snapshot)
+
+
+class Until(StrEnum):
+    """What a poll waits for."""
+
+    CHANGE = "change"
+    STATUS = "status"
+    TERMINAL = "terminal"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a client asks: the task, the version it has seen (None: whatever holds on arrival), how long it waits."""
+
+    task_id: str
+    user_id: str
+    version: int | None = None
+    seconds: float = 0.0
+    until: Until = Until.CHANGE
+    client: str | None = None
+
+    @property
+    def client_key(self) -> tuple[str, str, str] | None:
+        """Who must not ask twice at a time: this page of this user, if it has a name."""
+        return (self.user_id, self.task_id, self.client) if self.client else None
+
+
+@dataclass(slots=True)
+class Answer(Generic[S]):
+    """The state that ends a poll, and why it ended. Snapshot None: there is no such task for this user.
+
+    `deleted`: there was one when the poll began. All who have waited for the same may get the same answer, so it says
+    nothing of how long anybody was held.
+    """
+
+    snapshot: S | None
+    reason: Reason
+    changed: bool = False
+    deleted: bool = False
+
+
+def is_enough(until: Until, seen: Snapshot, latest: Snapshot | None) -> bool:
+    """Whether what is known now is what the client waits for."""
+    if latest is None or latest.terminal:
+        return True
+    if latest.version < seen.version:
+        return True  # a restored database: the client must start again
+    if until is Until.TERMINAL:
+        return False
+    if until is Until.STATUS:
+        return latest.status != seen.status
+    return latest.version != seen.version
+
+
+def conclude(until: Until, seen: S, latest: S | None, reason: Reason | None) -> Answer[S] | None:
+    """Return the answer to a poll that has waited: what was seen then, what is known now, and why else it ends, if it does.
+
+    None: there is nothing to tell yet.
+    """
+    if latest is None or latest.user_id != seen.user_id:
+        return Answer(None, Reason.CHANGE, changed=True, deleted=True)
+    if latest.version < seen.version:
+        return Answer(latest, Reason.RESET, changed=True)
+    if is_enough(until, seen, latest):
+        reason = Reason.CHANGE
+    return Answer(latest, reason, latest.version != seen.version) if reason is not None else None
