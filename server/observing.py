@@ -7,7 +7,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Final, TypeAlias
 
 from server import config, logs
 from server.metrics import Metrics
@@ -21,27 +21,25 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
 
 
+Held: TypeAlias = tuple[str | None, float, Sequence[Task]]
+"""How a poll ended, for how many seconds it was held, and what it told that the client hadn't seen.
+
+None for how it ended: the request wasn't one for a poll, but held all the same.
+"""
+
+
 class Trace:
-    """What the one log line of a request will say, filled in on the way.
+    """What the one log line of a request will say, filled in on the way. One is kept for each poll that is held."""
 
-    `outcome`: how the poll ended, if it was one. `news`: what it told that the client hadn't seen.
-    """
-
-    __slots__ = ("held_seconds", "news", "outcome", "request_id", "started", "task_id", "user")
+    __slots__ = ("held", "request_id", "started", "task_id", "user")
 
     def __init__(self, user: User | None = None, task_id: str | None = None) -> None:
         """Begin with a number that stands for this request: nobody else's, but no secret either."""
         self.request_id = random.getrandbits(64).to_bytes(8).hex()
         self.user = user
         self.task_id = task_id
-        self.outcome: str | None = None
-        self.held_seconds = 0.0
-        self.news: Sequence[Task] = ()
+        self.held: Held = None, 0.0, ()
         self.started = time.perf_counter()
-
-    def poll_ended(self, outcome: str, held_seconds: float, news: Sequence[Task] = ()) -> None:
-        """Take note of how a poll ended."""
-        self.outcome, self.held_seconds, self.news = outcome, held_seconds, news
 
 
 class Observer:
@@ -70,13 +68,13 @@ class Observer:
         news: list[Task] = []
         lines = []
         for trace, method, route, path, status, seconds in finished:
-            outcome, held = trace.outcome, trace.held_seconds
+            outcome, held, told = trace.held
             took = seconds - held
             groups[route, method, status, outcome].append(took)
             if outcome is not None:
                 holds.append(held)
                 if held:
-                    news += trace.news
+                    news += told
             if self._is_logged(route, status, outcome):
                 lines.append(_line(trace, method, route, path, status, took))
         self._count(groups)
@@ -100,6 +98,7 @@ class Observer:
 
 
 def _line(trace: Trace, method: str, route: str, path: str, status: int, took: float) -> dict[str, object]:
+    outcome, held, _ = trace.held
     return {
         "request_id": trace.request_id,
         "method": method,
@@ -107,8 +106,8 @@ def _line(trace: Trace, method: str, route: str, path: str, status: int, took: f
         "status": status,
         "user_id": trace.user.user_id if trace.user is not None else None,
         "task_id": trace.task_id,
-        "outcome": trace.outcome,
-        "held_ms": int(trace.held_seconds * 10_000 + 0.5) / 10,  # `round` takes twice as long
+        "outcome": outcome,
+        "held_ms": int(held * 10_000 + 0.5) / 10,  # `round` takes twice as long
         "took_ms": int(took * 10_000 + 0.5) / 10,
         "event": logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
     }

@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
         """Have the poll forgotten: its client has gone."""
         poll, self._poll = self._poll, None
         if poll is not None and self._trace is not None:
-            self._trace.poll_ended(CLIENT_GONE, poll.abandon())
+            self._trace.held = CLIENT_GONE, poll.abandon(), ()
 
     def _end_unheard(self) -> None:
         self.abandon()
@@ -248,8 +248,8 @@ class Connection(asyncio.Protocol):
         assert transport is not None, "parked"
         self._trace = None
         crowd = self._parking.crowd(answer)
-        trace.poll_ended(crowd.outcome, held_seconds, crowd.news)
-        transport.write(self._whole_reply(crowd, trace))
+        trace.held = crowd.outcome, held_seconds, crowd.news
+        transport.write(self._whole_reply(crowd, held_seconds, trace))
         if crowd.close:
             transport.close()
             return
@@ -257,15 +257,15 @@ class Connection(asyncio.Protocol):
         if self._early:
             self._parking.hand_over(self)
 
-    def _whole_reply(self, crowd: Crowd, trace: Trace) -> bytes:
+    def _whole_reply(self, crowd: Crowd, held_seconds: float, trace: Trace) -> bytes:
         try:
             reply = crowd.reply(self._manner)
-            whole = reply.whole(trace.held_seconds, trace.request_id, crowd.end_of_head)
+            whole = reply.whole(held_seconds, trace.request_id, crowd.end_of_head)
         except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
             self._parking.observer.metrics.crashes.inc()
             logs.log.error(logs.REQUEST_CRASHED, request_id=trace.request_id, path=STATUS_ROUTE, exc_info=error)
             reply = ProblemReply(Problem())
-            whole = reply.whole(trace.held_seconds, trace.request_id, crowd.end_of_head)
+            whole = reply.whole(held_seconds, trace.request_id, crowd.end_of_head)
         self._finish(trace, reply.status)
         return whole
 

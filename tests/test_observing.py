@@ -33,7 +33,7 @@ async def write_down(observer: Observer, trace: Trace, route: str = ROUTE, statu
 
 def poll(outcome: str, *, held: float = 1.0, changed_at: float | None = None) -> Trace:
     trace, task = Trace(), SimpleNamespace(updated_at=changed_at)
-    trace.poll_ended(outcome, held, () if changed_at is None else (task,))  # type: ignore[arg-type]
+    trace.held = outcome, held, () if changed_at is None else (task,)  # type: ignore[assignment]
     return trace
 
 

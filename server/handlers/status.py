@@ -32,26 +32,29 @@ _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"'
 
 async def status(request: web.Request) -> web.StreamResponse:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
-    started, parking = time.perf_counter(), request.app[PARKING]
-    try:
-        user = await signed_in_user(request)
-        request.app[RATES].check_poll(user.user_id)
-        question, manner = read_question(request, user.user_id)
+    try:  # with few variables: they are kept for as long as the poll is held
+        question, manner = read_question(request, await _poller(request))
         request[TRACE].task_id = question.task_id
-        if parking.admits(request):
+        if request.app[PARKING].admits(request):
             answer, held_seconds = await _answer_or_park(request, question, manner), 0.0
         else:
             answer, held_seconds = await request.app[POLLING].answer(question)
     except asyncio.CancelledError:
-        _note_who_left(request, started)
+        _note_who_left(request)
         raise
     if answer is None:
         return PARKED
-    request[TRACE].poll_ended(outcome(answer), held_seconds, news(answer))
+    request[TRACE].held = outcome(answer), held_seconds, news(answer)
     if answer.snapshot is None:
         raise missing(answer)
     reply = StateReply(answer.snapshot, answer, manner)
     return poll_reply(request, reply, held_seconds, request[TRACE].request_id)
+
+
+async def _poller(request: web.Request) -> str:
+    user = await signed_in_user(request)
+    request.app[RATES].check_poll(user.user_id)
+    return user.user_id
 
 
 async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:
@@ -75,16 +78,13 @@ def _again(request: web.Request, question: Question) -> repeats.Again | None:
 
 async def batch(request: web.Request) -> web.Response:
     """Hold the request until any of its tasks differs from what the client has seen, or its time is over."""
-    started = time.perf_counter()
     try:
-        user = await signed_in_user(request)
-        request.app[RATES].check_poll(user.user_id)
-        question = read_batch_question(request, user.user_id)
+        question = read_batch_question(request, await _poller(request))
         answer = await request.app[BATCH_POLLING].answer(question)
     except asyncio.CancelledError:
-        _note_who_left(request, started)
+        _note_who_left(request)
         raise
-    request[TRACE].poll_ended(answer.reason, answer.held_seconds, answer.prompt)
+    request[TRACE].held = answer.reason, answer.held_seconds, answer.prompt
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
@@ -97,8 +97,9 @@ async def batch(request: web.Request) -> web.Response:
     return json_reply(body, headers={"Server-Timing": f"hold;dur={answer.held_seconds * 1000:.1f}"})
 
 
-def _note_who_left(request: web.Request, started: float) -> None:
-    request[TRACE].poll_ended(CLIENT_GONE, time.perf_counter() - started)
+def _note_who_left(request: web.Request) -> None:
+    trace = request[TRACE]
+    trace.held = CLIENT_GONE, time.perf_counter() - trace.started, ()
 
 
 def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]:

@@ -107,7 +107,8 @@ async def _reply_created(request: web.Request, made: Task | None, task_id: str) 
         # The first version is what the client knows anyway: anything after it has begun is news.
         version = None if until is Until.TERMINAL else 1
         question = Question(task_id, user.user_id, version, wait or 0, until)
-        answer, request[TRACE].held_seconds = await request.app[POLLING].answer(question)
+        answer, held_seconds = await request.app[POLLING].answer(question)
+        request[TRACE].held = None, held_seconds, ()
         task = answer.snapshot
         if task is None:
             raise TaskDeleted if answer.deleted else TaskNotFound

@@ -34,14 +34,13 @@ class ParkedPoll(Hold, Generic[S]):
         self,
         parked: ParkedPolls[S],
         question: Question,
-        seconds: float,
         arrival: int,
         watched: Watched[S],
         seen: S,
         tell: Tell[S],
     ) -> None:
-        """Wait for that many seconds at most; `seen` is what the watched task is now."""
-        super().__init__(question.user_id, question.client_key, seconds, arrival)
+        """Make it; `seen` is what the watched task is now."""
+        super().__init__(question.user_id, question.client_key, arrival)
         self._parked = parked
         self.until = question.until
         self.watched = watched
@@ -81,11 +80,11 @@ class ParkedPolls(Generic[S]):
     def park(
         self, question: Question, seconds: float, arrival: int, watched: Watched[S], seen: S, tell: Tell[S]
     ) -> ParkedPoll[S]:
-        """Return a poll that waits from now on."""
-        poll = ParkedPoll(self, question, seconds, arrival, watched, seen, tell)
+        """Return a poll that waits from now on, for that many seconds at most."""
+        poll = ParkedPoll(self, question, arrival, watched, seen, tell)
         self._board.enter(watched.task_id)
         watched.follow(poll)
-        self._waiters.join(poll)
+        self._waiters.join(poll, seconds)
         return poll
 
     def forget(self, polls: Sequence[ParkedPoll[S]]) -> None:

@@ -32,22 +32,21 @@ class Reason(StrEnum):
 
 
 class Hold(abc.ABC):
-    """One poll that waits: whose it is, for how long at most, and why it ended, if somebody has ended it."""
+    """One poll that waits: whose it is, and why it ended, if somebody has ended it. `slot`: where its deadline stands."""
 
-    __slots__ = ("arrival", "client", "reason", "seconds", "slot", "user")
+    __slots__ = ("arrival", "client", "reason", "slot", "user")
 
-    def __init__(self, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int) -> None:
+    def __init__(self, user: str, client: tuple[str, str, str] | None, arrival: int) -> None:
         """`client`: user, task and page that polls, if the page has a name. `arrival`: its number among all polls."""
         self.arrival = arrival
         self.user = user
         self.client = client
-        self.seconds = seconds
         self.reason: Reason | None = None
         self.slot = 0
 
     @abc.abstractmethod
     def end(self, reason: Reason) -> None:
-        """End the hold, unless it has ended."""
+        """End the hold, unless it has ended. It leaves in its own turn of the loop, not here."""
 
     def expire(self) -> None:
         """End the hold because its time is over."""
@@ -61,13 +60,14 @@ class TaskHold(Hold):
     differs is that it can be ended for any reason, by anybody, and that all deadlines share one timer.
     """
 
-    __slots__ = ("_cancelling", "_task", "_waiters")
+    __slots__ = ("_cancelling", "_seconds", "_task", "_waiters")
 
     def __init__(
         self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int
     ) -> None:
         """Take note; entering the block begins the hold."""
-        super().__init__(user, client, seconds, arrival)
+        super().__init__(user, client, arrival)
+        self._seconds = seconds
         self._waiters = waiters
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
@@ -82,7 +82,7 @@ class TaskHold(Hold):
         self._task = asyncio.current_task()
         assert self._task is not None, "a hold lives in a task"
         self._cancelling = self._task.cancelling()
-        self._waiters.join(self)
+        self._waiters.join(self, self._seconds)
         return self
 
     def __exit__(
@@ -146,8 +146,8 @@ class Waiters:
         """Return a hold of at most that many seconds for the current task, to be entered; it arrives now if not before."""
         return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival)
 
-    def join(self, hold: Hold) -> None:
-        """Register a hold that begins; an older one of the same client, or the user's oldest, may have to end."""
+    def join(self, hold: Hold, seconds: float) -> None:
+        """Register a hold of at most that many seconds; an older one of the same client, or the user's oldest, may have to end."""
         if hold.client is not None:
             older = self._by_client.get(hold.client)
             if older is not None:
@@ -156,10 +156,9 @@ class Waiters:
         of_user = self._by_user.setdefault(hold.user, {})
         if len(of_user) >= self.max_held_per_user:
             self._make_room(of_user)
-        # Ending the user's oldest may have ended the last: then the dictionary is no longer the one that counts.
-        self._by_user.setdefault(hold.user, of_user)[hold] = None
+        of_user[hold] = None
         self._count += 1
-        self._deadlines.add(hold, hold.seconds)
+        self._deadlines.add(hold, seconds)
 
     def leave(self, holds: Sequence[Hold]) -> None:
         """Forget holds that are over."""
