@@ -109,10 +109,7 @@ class _Lines:
         timestamp, lines = dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z"), bytearray()
         for fields in replies:
             fields["level"], fields["timestamp"] = "info", timestamp
-            try:
-                lines += orjson.dumps(fields)  # at once: orjson's results take 4 KB each for as long as they live
-            except TypeError:
-                lines += _to_json(fields)
+            lines += _to_json(fields)  # at once: orjson's results take 4 KB each for as long as they live
             lines += b"\n"
         self._stream.buffer.write(lines)
         self._stream.buffer.flush()

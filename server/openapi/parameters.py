@@ -17,7 +17,11 @@ _UNTIL: Final = (
 
 def parameters(hold_seconds: float) -> Json:
     """Return all of them by name. `hold_seconds`: the longest hold of this server."""
-    query = {
+    return _asked_about() | _waiting(hold_seconds) | _listing() | _headers() | _path()
+
+
+def _asked_about() -> Json:
+    return {
         "taskId": _query("taskId", schema("TaskId"), "The task.", required=True),
         "version": _query(
             "version",
@@ -37,6 +41,16 @@ def parameters(hold_seconds: float) -> Json:
             "`ID:VERSION`, once for each task: the last version you have seen of it. Without a version, 0 is taken.",
             required=True,
         ),
+        "client": _query(
+            "c",
+            {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
+            "A random name for the page that polls: when it asks again, its older request is answered.",
+        ),
+    }
+
+
+def _waiting(hold_seconds: float) -> Json:
+    return {
         "wait": _query(
             "wait",
             {"type": "number", "minimum": 0, "default": hold_seconds},
@@ -57,17 +71,16 @@ def parameters(hold_seconds: float) -> Json:
             {"enum": list(Until), "default": Until.TERMINAL},
             f"With `Prefer: wait`. {_UNTIL} `status` answers as soon as the work has begun.",
         ),
-        "client": _query(
-            "c",
-            {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"},
-            "A random name for the page that polls: when it asks again, its older request is answered.",
-        ),
+    }
+
+
+def _listing() -> Json:
+    return {
         "limit": _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "How many at most."),
         "cursor": _query("cursor", {"type": "string"}, "The `nextCursor` of the page before."),
         "status": _query("status", {"enum": [*STATUSES, "all", ""]}, "Only tasks with this status."),
         "next": _query("next", {"type": "string"}, "Where to go afterwards: a path of this site."),
     }
-    return query | _headers() | _path()
 
 
 def _query(name: str, described: Json, description: str, *, required: bool = False) -> Json:

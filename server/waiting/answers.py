@@ -1,4 +1,4 @@
-"""What a poll asks, what it is answered, and when what is known is enough to answer it."""
+"""What a poll asks, what it is answered, and when there is an answer."""
 
 from __future__ import annotations
 
@@ -51,28 +51,23 @@ class Answer(Generic[S]):
     deleted: bool = False
 
 
-def is_enough(until: Until, seen: Snapshot, latest: Snapshot | None) -> bool:
-    """Whether what is known now is what the client waits for."""
-    if latest is None or latest.terminal:
-        return True
-    if latest.version < seen.version:
-        return True  # a restored database: the client must start again
-    if until is Until.TERMINAL:
-        return False
-    if until is Until.STATUS:
-        return latest.status != seen.status
-    return latest.version != seen.version
-
-
 def conclude(until: Until, seen: S, latest: S | None, reason: Reason | None) -> Answer[S] | None:
-    """Return the answer to a poll that has waited: what was seen then, what is known now, and why else it ends, if it does.
+    """Return the answer to a poll that waits: what was seen when it began, what is known now, and why else it ends, if it does.
 
     None: there is nothing to tell yet.
     """
     if latest is None or latest.user_id != seen.user_id:
         return Answer(None, Reason.CHANGE, changed=True, deleted=True)
     if latest.version < seen.version:
-        return Answer(latest, Reason.RESET, changed=True)
-    if is_enough(until, seen, latest):
+        return Answer(latest, Reason.RESET, changed=True)  # a restored database: the client must start again
+    if latest.terminal or _is_awaited(until, seen, latest):
         reason = Reason.CHANGE
     return Answer(latest, reason, latest.version != seen.version) if reason is not None else None
+
+
+def _is_awaited(until: Until, seen: Snapshot, latest: Snapshot) -> bool:
+    if until is Until.TERMINAL:
+        return False
+    if until is Until.STATUS:
+        return latest.status != seen.status
+    return latest.version != seen.version

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from server.waiting.answers import Answer, Question, conclude, is_enough
+from server.waiting.answers import Answer, Question, conclude
 from server.waiting.board import Board
 from server.waiting.parked import ParkedPoll, ParkedPolls, Tell
 from server.waiting.waiters import Reason, Waiters
@@ -53,7 +53,7 @@ class Polling(Generic[S]):
                 return seen, 0.0
             started, seconds = self._clock(), self._jittered(question.seconds)
             with self.waiters.hold(question.user_id, question.client_key, seconds, arrival) as hold:
-                while not is_enough(question.until, seen, watched.snapshot):
+                while conclude(question.until, seen, watched.snapshot, None) is None:
                     await watched.event.wait()
             answer = conclude(question.until, seen, watched.snapshot, hold.reason or Reason.TIMEOUT)
             assert answer is not None, "there is a reason"

@@ -67,7 +67,7 @@ class Watched(Generic[S]):
         self.watchers = 0
         self._event: asyncio.Event | None = None
         # Most tasks have one follower, and a dictionary for each would cost more than all the rest here. Of many, who has
-        # waited longest is told first: in the order in which they came, memory is read half as slowly as in a set's.
+        # waited longest is told first; memory is then walked as it was laid out, which a set's order would not do.
         self._follower: Follower | None = None
         self._others: dict[Follower, None] | None = None
 

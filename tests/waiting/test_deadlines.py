@@ -98,7 +98,6 @@ async def test_the_slots_of_those_who_left_are_forgotten() -> None:
     assert not deadlines._slots
     await asyncio.sleep(2)
     assert timers() == 0
-    assert timers() == 0
 
 
 async def test_an_earlier_deadline_moves_the_timer_forward() -> None:

@@ -123,11 +123,13 @@ async def test_a_deleted_task_ends_every_wait(scene: Scene, until: Until) -> Non
     assert len(scene.board) == 0
 
 
-async def test_a_task_that_comes_back_as_somebody_elses_is_deleted_for_who_waited(scene: Scene) -> None:
-    poll = await scene.hold(version=1)
+@pytest.mark.parametrize("until", list(Until))
+async def test_a_task_that_comes_back_as_somebody_elses_is_deleted_for_who_waited(scene: Scene, until: Until) -> None:
+    poll = await scene.hold(version=1, until=until)
     scene.change(version=2, user_id="bob")
     answer = await poll
     assert answer.deleted
+    assert answer.held_seconds < 1, "it says so at once"
     assert answer.snapshot is None
 
 
