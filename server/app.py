@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 import aiohttp_jinja2
@@ -16,7 +17,7 @@ import jinja2
 from aiohttp import web
 
 from server import descriptors, keys, logs, middlewares, resources
-from server.background import Background
+from server.background import Background, counted_errors
 from server.clients import Clients
 from server.config import Config
 from server.cookies import CookieSessions
@@ -178,6 +179,7 @@ def _add_gauges(app: web.Application) -> None:
     gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
     gauge("longpoll_loop_stop_seconds", "Longest stop of the loop within a minute", lambda: pulse.longest_stop_seconds)
     gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
+    gauge("longpoll_log_writes_lost", "Writes to the log that failed, such as on a full disk", logs.lost_writes)
 
 
 def _rates(config: Config) -> Rates:
@@ -199,17 +201,18 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         await database.open()
         await database.check_role()
         await app[keys.USERS].open()
-        background.start("listener", app[keys.LISTENER].run())
-        background.start("board", app[keys.BOARD].run())
+        background.start("listener", app[keys.LISTENER].run)
+        background.start("board", app[keys.BOARD].run)
         await wait_until_heard(app[keys.LISTENER])
-        background.start("pulse", app[keys.PULSE].beat())
-        background.start("metrics", log_metrics(app[keys.METRICS], config.logging.snapshot_seconds))
-        background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run())
-        background.start("cleaning", _clean_now_and_then(Cleaning(database), app[keys.IMAGES]))
+        background.start("pulse", app[keys.PULSE].beat)
+        background.start("metrics", partial(log_metrics, app[keys.METRICS], config.logging.snapshot_seconds))
+        background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run)
+        background.start("cleaning", partial(_clean_now_and_then, Cleaning(database), app[keys.IMAGES]))
         workers = app[WORKERS]
         for number, worker in enumerate(workers, 1):
-            background.start(f"worker {number}", worker.run())
-        yield
+            background.start(f"worker {number}", worker.run)
+        with counted_errors(app[keys.METRICS]):
+            yield
     finally:
         await background.close()
         app[keys.USERS].close()

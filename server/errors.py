@@ -4,6 +4,7 @@ ServerError
 ├── ConfigurationError        a setting is wrong: the start is refused
 ├── StorageError
 │   ├── DatabaseUnavailable   Postgres can't be reached, or didn't answer in time
+│   ├── BoardStopped          nothing is read just now, because this process stops or restarts a part of itself
 │   ├── ConstraintViolated    a statement would break a rule of the schema
 │   ├── MigrationError        the schema can't be brought up to date
 │   └── EmbeddedPostgresError the embedded server can't be started
@@ -32,6 +33,10 @@ class StorageError(ServerError):
 
 class DatabaseUnavailable(StorageError):
     """Postgres can't be reached, or didn't answer in time. Trying later may help."""
+
+
+class BoardStopped(StorageError):
+    """Nothing is read at this moment: the process stops, or what reads has failed and is started again."""
 
 
 class ConstraintViolated(StorageError):

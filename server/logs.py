@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Final, TextIO
+from typing import Any, BinaryIO, Final, TextIO
 
 import orjson
 import structlog
@@ -29,6 +29,7 @@ SERVER_STARTED = "server.started"
 SERVER_STOPPING = "server.stopping"
 SERVER_STOPPED = "server.stopped"
 TASK_DIED = "task.died"
+ERROR_UNHANDLED = "error.unhandled"
 PROCESS_STARTED = "process.started"
 PROCESS_DIED = "process.died"
 LIBRARY_WARNED = "library.warned"
@@ -88,6 +89,26 @@ class MalformedRequests(logging.Handler):
         log.warning(REQUEST_MALFORMED, message=record.getMessage(), error=str(error)[:200], kind=type(error).__name__)
 
 
+class _Sink:
+    """Writes to a stream. What can't be written is dropped and counted: a full disk, or a terminal that has gone, must end no request."""
+
+    def __init__(self, stream: TextIO | BinaryIO) -> None:
+        self._stream = stream
+        self.lost = 0
+
+    def write(self, data: Any) -> None:
+        try:
+            self._stream.write(data)
+        except (OSError, ValueError):
+            self.lost += 1
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            self.lost += 1
+
+
 class _Lines:
     """Writes lines of JSON, many at once.
 
@@ -95,8 +116,8 @@ class _Lines:
     reply itself. Here the fields are those of structlog's line, and only the way is shorter.
     """
 
-    def __init__(self, stream: TextIO, processors: list[structlog.types.Processor]) -> None:
-        self._stream = stream
+    def __init__(self, sink: _Sink, processors: list[structlog.types.Processor]) -> None:
+        self._sink = sink
         self._renderer = processors[-1]
         self._processors = processors
 
@@ -111,12 +132,18 @@ class _Lines:
             fields["level"], fields["timestamp"] = "info", timestamp
             lines += _to_json(fields)  # at once: orjson's results take 4 KB each for as long as they live
             lines += b"\n"
-        self._stream.buffer.write(lines)
-        self._stream.buffer.flush()
+        self._sink.write(lines)
+        self._sink.flush()
 
 
+_sink: _Sink | None = None
 _lines: _Lines | None = None
 _replies_are_quiet = False
+
+
+def lost_writes() -> int:
+    """Return how many writes to the log have failed."""
+    return _sink.lost if _sink is not None else 0
 
 
 def log_replies(replies: list[dict[str, object]]) -> None:
@@ -140,18 +167,24 @@ def configure(settings: config.Logging, stream: TextIO | None = None) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         *_renderers(pretty=pretty, colors=stream.isatty()),
     ]
-    global _lines, _replies_are_quiet  # noqa: PLW0603 - structlog's own settings are global, and these belong to them
-    _lines = None if pretty else _Lines(stream, processors)
+    global _sink, _lines, _replies_are_quiet  # noqa: PLW0603 - structlog's own settings are global, and these belong to them
+    _sink = sink = _Sink(stream if pretty else stream.buffer)
+    _lines = None if pretty else _Lines(sink, processors)
     _replies_are_quiet = level > logging.INFO
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(stream) if pretty else structlog.BytesLoggerFactory(stream.buffer),
+        logger_factory=_make_logger(sink, pretty=pretty),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
     root.handlers = [_LibraryHandler()]
     root.setLevel(logging.WARNING)
+
+
+def _make_logger(sink: _Sink, *, pretty: bool) -> Callable[..., Any]:
+    stream: Any = sink  # all that structlog's loggers do with a file is to write and to flush
+    return structlog.WriteLoggerFactory(stream) if pretty else structlog.BytesLoggerFactory(stream)
 
 
 def _renderers(*, pretty: bool, colors: bool) -> list[structlog.types.Processor]:

@@ -106,6 +106,12 @@ class Metrics:
             "longpoll_malformed_notifications", "Notifications that could not be read", registry=registry
         )
         self.board_reads = Counter("longpoll_board_reads", "Batched reads of watched tasks", registry=registry)
+        self.failed_reads = Counter(
+            "longpoll_failed_reads", "Reads and sweeps of watched tasks that failed", registry=registry
+        )
+        self.unhandled_errors = Counter(
+            "longpoll_unhandled_errors", "Errors that nobody expected, outside of any request", registry=registry
+        )
         self.listener_reconnects = Counter(
             "longpoll_listener_reconnects", "Attempts to get the LISTEN connection back", registry=registry
         )
@@ -131,7 +137,12 @@ class Metrics:
         self.task_retries = Counter("longpoll_task_retries", "Tasks put back into the queue", registry=registry)
         self.leases_lost = Counter("longpoll_leases_lost", "Writes refused for want of a lease", registry=registry)
         self.dead_background_tasks = Gauge(
-            "longpoll_dead_background_tasks", "Background tasks that ended by an error", registry=registry
+            "longpoll_dead_background_tasks",
+            "Background tasks that ended by an error and wait to be started again",
+            registry=registry,
+        )
+        self.background_restarts = Counter(
+            "longpoll_background_restarts", "Background tasks started again after an error", registry=registry
         )
 
     def gauge(self, name: str, text: str, read: Callable[[], float]) -> None:

@@ -15,6 +15,7 @@ from aiohttp.typedefs import Handler
 from server import logs
 from server.clients import Clients
 from server.errors import (
+    BoardStopped,
     CrossOrigin,
     DatabaseUnavailable,
     MethodNotAllowed,
@@ -93,6 +94,8 @@ async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) ->
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
         return await _refuse(request, Unavailable("The database can't be reached just now.", retry_after=wait))
+    if isinstance(error, BoardStopped):
+        return await _refuse(request, Unavailable("A part of this process is being restarted.", retry_after=1))
     metrics.crashes.inc()
     logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
     return await _refuse(request, Problem())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import random
 from collections.abc import Mapping
@@ -201,4 +202,12 @@ def compose_problem(problem: Problem, request_id: str) -> Composed:
     head = f"Content-Type: {PROBLEM_JSON}\r\n"
     if problem.retry_after is not None:
         head += f"Retry-After: {math.ceil(problem.retry_after)}\r\n"
-    return problem.status, head.encode(), orjson.dumps(members)
+    return problem.status, head.encode(), to_json(members)
+
+
+def to_json(value: object) -> bytes:
+    """Return the JSON of a reply. Half a surrogate pair, which aiohttp makes of a URL that isn't UTF-8, becomes a ``?``."""
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        return json.dumps(value, ensure_ascii=False).encode(errors="replace")

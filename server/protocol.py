@@ -14,6 +14,8 @@ from server.observing import Trace
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import compose_problem, headers_of
 
+_EXPECTED = "This server knows no expectation but 100-continue."
+
 
 class Runner(web.AppRunner):
     """An application runner whose connections are ours."""
@@ -38,8 +40,12 @@ class Handler(PollHandler):
     ) -> web.StreamResponse:
         """Answer what can't be read, or what failed outside of every middleware; the connection ends with it."""
         super().handle_error(request, status, exc, message)  # raises if a reply has begun
-        malformed = status < 500
-        problem = BadRequest("The request isn't HTTP as this server understands it.") if malformed else Problem()
+        problem = Problem()
+        if status < 500:
+            problem = BadRequest("The request isn't HTTP as this server understands it.")
+        elif not request.headers.get("Expect", "").isascii():
+            # aiohttp fails to say in UTF-8 what was expected (web_urldispatcher.py, `_default_expect_handler`).
+            problem = ExpectationFailed(_EXPECTED)
         response = _reply(request, problem)
         response.force_close()
         return response
@@ -50,7 +56,7 @@ class Handler(PollHandler):
         """Send the reply. Only a refused expectation has seen no middleware (web_app.py, `Application._handle`)."""
         if isinstance(resp, web.HTTPExpectationFailed):
             self.logger.warning("Unknown expectation")
-            resp = _reply(request, ExpectationFailed("This server knows no expectation but 100-continue."))
+            resp = _reply(request, ExpectationFailed(_EXPECTED))
         return await super().finish_response(request, resp, start_time)
 
 

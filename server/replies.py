@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 import aiohttp_jinja2
-import orjson
 from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
 from server.keys import STATIC_VERSION, TRACE
-from server.poll_replies import JSON, compose_problem, headers_of
+from server.poll_replies import JSON, compose_problem, headers_of, to_json
 
 
 def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
     """Reply with JSON; bytes are sent as they are."""
-    content = body if isinstance(body, bytes) else orjson.dumps(body)
+    content = body if isinstance(body, bytes) else to_json(body)
     return web.Response(body=content, status=status, headers=headers, content_type=JSON)
 
 

@@ -8,13 +8,14 @@ import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from server import keys, logs
 from server.app import WORKERS, build_app, is_https, log_metrics, make_workers, server_logger, wait_until_heard
-from server.background import Background
+from server.background import Background, counted_errors
 from server.config import Config
 from server.errors import ConfigurationError
 from server.metrics import Metrics
@@ -72,14 +73,15 @@ async def work(config: Config, dsn: str, _where: str) -> int:
     try:
         await database.open()
         await database.check_role()
-        background.start("listener", listener.run())
+        background.start("listener", listener.run)
         await wait_until_heard(listener)
         for number, worker in enumerate(workers, 1):
-            background.start(f"worker {number}", worker.run())
-        background.start("metrics", log_metrics(metrics, config.logging.snapshot_seconds))
+            background.start(f"worker {number}", worker.run)
+        background.start("metrics", partial(log_metrics, metrics, config.logging.snapshot_seconds))
         told = told_to_stop()
         print(f"{len(workers)} worker(s) running; stop with Ctrl-C", file=sys.stderr)
-        await told.wait()
+        with counted_errors(metrics):
+            await told.wait()
     finally:
         await background.close()
         await database.close()
@@ -127,7 +129,7 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
         number = await port.open(runner.server)
         tame_collector()
-        app[keys.BACKGROUND].start("collector", keep_tame(app[keys.WAITERS].__len__))
+        app[keys.BACKGROUND].start("collector", partial(keep_tame, app[keys.WAITERS].__len__))
         try:
             yield number
         finally:

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from server import keys
 from tests.conftest import Enter, Person, Sql, Start, until
@@ -228,3 +229,40 @@ async def test_over_the_cap_of_the_process_it_is_answered_at_once(start: Start, 
     assert 3000 <= body["poll"]["retryAfterMs"] <= 8000
     assert not held.done()
     held.cancel()
+
+
+@pytest.mark.parametrize("name", ["%00", "a%20b", "x" * 65, "%FF", "%ED%A0%80", "%7F", "%C3%A9", "", "..%2F"])
+async def test_an_id_that_no_task_can_have_is_not_found_without_a_read(alice: Person, name: str) -> None:
+    task_id = await alice.create()
+    await alice.status(task_id, wait=0)
+    reads = alice.metric("longpoll_board_reads_total")
+    url = alice.http.make_url("/api/generate/status/batch")
+    target = f"{url}?task={name}:1&task={task_id}:1&task={task_id}x:1" if name == "" else f"{url}?task={name}:1"
+    async with alice.http.session.get(URL(target, encoded=True)) as reply:
+        assert reply.status == 200, await reply.text()
+        body = await reply.json()
+    assert len(body["notFound"]) == (2 if name == "" else 1)
+    assert body["poll"]["reason"] == "immediate"
+    assert alice.metric("longpoll_board_reads_total") == reads + (name == "")
+    assert alice.metric("longpoll_request_crashes_total") == 0
+
+
+async def test_a_row_that_cannot_be_read_is_nobody_elses_trouble(alice: Person, bob: Person, sql: Sql) -> None:
+    """A moment that Python can't hold makes the driver fail, for every row of the same read."""
+    bad, good = await bob.create(), await alice.create()
+    sql("UPDATE public.image_generations SET created_at = '20000-01-01' WHERE task_id = %s", (bad,))
+    async with bob.poll(bad, wait=0) as reply:
+        assert reply.status == 500
+    held = asyncio.create_task(answer(alice, f"{good}:1"))
+    broken = [asyncio.create_task(_status(bob, bad)) for _ in range(3)]
+    await until(lambda: alice.held == 1)
+    sql("UPDATE public.image_generations SET status = 'processing' WHERE task_id = %s", (good,))
+    assert [item["version"] for item in (await held)["items"]] == [2]
+    assert await asyncio.gather(*broken) == [500] * 3
+    async with alice.http.get("/readyz") as reply:
+        assert reply.status == 200
+
+
+async def _status(person: Person, task_id: str) -> int:
+    async with person.poll(task_id) as reply:
+        return reply.status

@@ -449,6 +449,15 @@ def test_however_a_connection_breaks_the_database_is_unavailable(broken: Excepti
         raise broken
 
 
+@pytest.mark.parametrize("value", ["a\0b", "\ud800", object(), 10**400])
+async def test_a_value_that_cannot_be_sent_is_a_storage_error(connect: Open, value: object) -> None:
+    """What the driver raises then (ValueError, UnicodeEncodeError, …) is no psycopg2.Error, and must not pass the border."""
+    database = await connect()
+    with pytest.raises(StorageError):
+        await database.fetch("find_account", dict, email=value)
+    assert await database.fetch("ping", dict) == [{"one": 1}]
+
+
 async def test_a_statement_that_makes_no_sense_is_a_storage_error(connect: Open) -> None:
     database = await connect()
     for query in ("nonsense", "divide"):

@@ -59,7 +59,7 @@ async def test_a_dead_background_task_is_named_without_its_error(alice: Person) 
     async def fail() -> None:
         raise RuntimeError("a secret detail")
 
-    alice.app[keys.BACKGROUND].start("doomed", fail())
+    alice.app[keys.BACKGROUND].start("doomed", fail)
     await until(lambda: alice.app[keys.BACKGROUND].dead)
     process = (await read_figures(alice))["process"]
     assert (process["dead"], process["checks"]["background"]) == (["doomed"], False)

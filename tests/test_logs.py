@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +43,25 @@ def test_a_line_that_is_not_utf_8_is_written_all_the_same() -> None:
     assert isinstance(stream.buffer, io.BytesIO)
     written = [json.loads(line)["path"] for line in stream.buffer.getvalue().splitlines()]
     assert written == ["/a", "/\udcff", "/b"]
+
+
+@pytest.mark.parametrize("format_", ["json", "console"])
+@pytest.mark.usefixtures("restored")
+def test_a_full_disk_ends_nothing_and_is_counted(format_: str) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        logs.configure(Config().replace(logging={"format": format_}).logging, full)
+        logs.log.warning(logs.QUERY_FAILED, query="x")
+        logs.log_replies([{"status": 200, "event": logs.POLL_FINISHED}])
+        assert logs.lost_writes() >= 2
+        logs.configure(Config().logging)
+        with contextlib.suppress(OSError):
+            full.close()
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_stream_that_was_closed_ends_nothing() -> None:
+    stream = io.TextIOWrapper(io.BytesIO())
+    logs.configure(Config().replace(logging={"format": "json"}).logging, stream)
+    stream.buffer.close()
+    logs.log.warning(logs.QUERY_FAILED, query="x")
+    assert logs.lost_writes() >= 1

@@ -24,7 +24,7 @@ async def readiness(person: Person) -> tuple[int, Any]:
 
 async def test_a_server_that_works_is_alive_and_ready(alice: Person) -> None:
     async with alice.http.get("/healthz") as reply:
-        assert (reply.status, await reply.json()) == (200, {"status": "ok"})
+        assert (reply.status, await reply.json()) == (200, {"status": "ok", "dead": []})
     status, body = await readiness(alice)
     assert status == 200
     assert body == {
@@ -46,12 +46,14 @@ async def test_a_dead_background_task_makes_a_server_unready(alice: Person) -> N
     async def fail() -> None:
         raise RuntimeError("a secret detail")
 
-    alice.app[keys.BACKGROUND].start("doomed", fail())
+    alice.app[keys.BACKGROUND].start("doomed", fail)
     await until(lambda: alice.app[keys.BACKGROUND].dead)
     status, body = await readiness(alice)
     assert (status, body["checks"]["background"], body["dead"]) == (503, False, ["doomed"])
     assert "secret" not in str(body)
     assert alice.metric("longpoll_dead_background_tasks") == 1
+    async with alice.http.get("/healthz") as reply:
+        assert (reply.status, await reply.json()) == (503, {"status": "failing", "dead": ["doomed"]})
 
 
 async def test_a_server_that_cannot_listen_is_unready_until_it_can(

@@ -17,9 +17,10 @@ REFRESH_SECONDS: Final = 3
 _QUANTILES: Final = {"p50Seconds": 0.5, "p90Seconds": 0.9, "p99Seconds": 0.99}
 
 
-async def healthz(_request: web.Request) -> web.Response:
-    """Say that this process runs and its loop turns."""
-    return json_reply({"status": "ok"})
+async def healthz(request: web.Request) -> web.Response:
+    """Say that this process runs, its loop turns, and nothing that it needs has died. If this lasts, it must be restarted."""
+    dead = sorted(request.app[BACKGROUND].dead)
+    return json_reply({"status": "failing" if dead else "ok", "dead": dead}, status=503 if dead else 200)
 
 
 async def readyz(request: web.Request) -> web.Response:

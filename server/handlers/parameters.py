@@ -37,9 +37,14 @@ def task_id(value: str | None) -> str:
     """
     if not value:
         raise TaskIdRequired("Name the task: ?taskId=…")
-    if not _TASK_ID.match(value):
+    if not is_possible_task_id(value):
         raise TaskNotFound
     return value
+
+
+def is_possible_task_id(value: str) -> bool:
+    """Whether a task can have this id; the database is never asked for another."""
+    return _TASK_ID.match(value) is not None
 
 
 def version(value: str) -> int:

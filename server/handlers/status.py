@@ -137,8 +137,10 @@ def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
         if task_id in versions:
             raise BadRequest(f"The task {task_id[:64]} is there twice.")
         versions[task_id] = parameters.version(version) if version else 0
+    impossible = [task_id for task_id in versions if not parameters.is_possible_task_id(task_id)]
+    possible = {task_id: version for task_id, version in versions.items() if task_id not in impossible}
     gather = parameters.seconds(request.query.get("gather", "0"), LONGEST_GATHER_SECONDS, name="gather")
-    return BatchQuestion(versions, user_id, _wait(request), _client(request), gather)
+    return BatchQuestion(possible, user_id, _wait(request), _client(request), gather, impossible)
 
 
 def _wait(request: web.Request) -> float:

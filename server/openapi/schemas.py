@@ -47,7 +47,7 @@ def schemas() -> Json:
         "NewToken": _object({"token": _said(_TEXT, "The secret: shown this once."), **_token()}),
         "Tokens": _object({"items": _list(schema("Token"))}),
         "Problem": _problem(),
-        "Health": _object({"status": {"const": "ok"}}),
+        "Health": _object({"status": {"enum": ["ok", "failing"]}, "dead": _list(_TEXT)}),
         "Checks": _object({"listener": _FLAG, "background": _FLAG, "accepting": _FLAG}),
         "Readiness": _object(
             {"status": {"enum": ["ready", "unready"]}, "checks": schema("Checks"), "dead": _list(_TEXT)}

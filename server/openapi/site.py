@@ -102,14 +102,24 @@ def _figures() -> Json:
 
 
 def _health() -> Json:
-    return operation(
+    made = operation(
         "getHealth",
         "Is it alive?",
+        "A part that has died is started again after a pause. If this is still 503 then, the process is to be restarted.",
         tag=_OPERATION,
-        replies={"200": reply("This process runs and its loop turns", schema("Health"))},
+        replies={"200": reply("This process runs, its loop turns, and nothing has died", schema("Health"))},
         public=True,
         html=True,
     )
+    return _also_replies(made, "503", reply("A part that it needs has died, and isn't back yet", schema("Health")))
+
+
+def _also_replies(made: Json, status: str, described: Json) -> Json:
+    """Describe a reply to an error that isn't a problem document."""
+    responses = made["responses"]
+    assert isinstance(responses, dict)
+    responses[status] = described
+    return made
 
 
 def _readiness() -> Json:
@@ -122,10 +132,7 @@ def _readiness() -> Json:
         public=True,
         html=True,
     )
-    responses = made["responses"]
-    assert isinstance(responses, dict)
-    responses["503"] = reply("It isn't", schema("Readiness"), headers=["Retry-After"])
-    return made
+    return _also_replies(made, "503", reply("It isn't", schema("Readiness"), headers=["Retry-After"]))
 
 
 def _metrics() -> Json:

@@ -26,7 +26,7 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from server import logs, resources
-from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, StorageError
+from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, ServerError, StorageError
 
 T = TypeVar("T")
 
@@ -88,6 +88,11 @@ def translated_errors() -> Iterator[None]:
         # With no code of Postgres' own, libpq speaks: of a connection that broke before the answer was whole.
         kind = DatabaseUnavailable if type(error) is psycopg2.DatabaseError and not error.pgcode else StorageError
         raise kind(str(error).strip()) from error
+    except ServerError:
+        raise
+    except Exception as error:
+        # A value that can't be sent (ValueError: NUL) or read (a year beyond 9999), a descriptor that uvloop refuses, …
+        raise StorageError(f"{type(error).__name__}: {error}") from error
 
 
 def _is_canceled() -> bool:

@@ -24,7 +24,8 @@ GATHER_SECONDS: Final = (0.020, 0.050)
 class BatchQuestion:
     """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ.
 
-    `gather`: mere progress is told no sooner than so many seconds after the poll began.
+    `gather`: mere progress is told no sooner than so many seconds after the poll began. `impossible`: ids that no task
+    can have; they are told as not found, and never read.
     """
 
     versions: Mapping[str, int]
@@ -32,6 +33,7 @@ class BatchQuestion:
     seconds: float = 0.0
     client: str | None = None
     gather: float = 0.0
+    impossible: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +153,14 @@ def _is_ahead(question: BatchQuestion, watched: Watched[S]) -> bool:
 
 def _is_news(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
     """Whether anything is to be told: a task that differs, or one that isn't there (any more)."""
-    return any(
+    return bool(question.impossible) or any(
         (own := _own(question, each)) is None or own.version != question.versions[each.task_id] for each in tasks
     )
 
 
 def _is_urgent(question: BatchQuestion, tasks: Sequence[Watched[S]]) -> bool:
     """Whether there is news that isn't mere progress."""
-    return any(_is_more_than_progress(question, each) for each in tasks)
+    return bool(question.impossible) or any(_is_more_than_progress(question, each) for each in tasks)
 
 
 def _is_more_than_progress(question: BatchQuestion, watched: Watched[S]) -> bool:
@@ -177,7 +179,7 @@ def _answer(
     return BatchAnswer(
         changed=changed,
         unchanged=[own.task_id for own in found if own.version == question.versions[own.task_id]],
-        not_found=[task_id for task_id, own in owned if own is None],
+        not_found=[*(task_id for task_id, own in owned if own is None), *question.impossible],
         reason=reason,
         prompt=[own for own in changed if own.task_id in urgent] if question.gather else changed,
         held_seconds=held_seconds,

@@ -6,6 +6,7 @@ The rules that lose no wake-up:
 * A notification is a hint. It makes what we know stale, and a read that began later makes it fresh: all tasks that
   became stale in one turn of the loop share one read. A notification during that read asks for a next one.
 * An Event is set once and thrown away. Whoever waits next gets a new one.
+* A read that fails, fails for the tasks it can't read alone: the others of its batch are read apart from them.
 * While the listener isn't proven healthy, nothing counts as fresh, and what is waited for is read every second.
 """
 
@@ -18,8 +19,8 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
 from server import logs
-from server.errors import StorageError
 from server.metrics import Metrics
+from server.waiting.reads import ReadBatch, board_stopped
 from server.waiting.watched import Snapshot, Watched
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
@@ -30,26 +31,6 @@ _LONGEST_VERSION: Final = 19  # digits of a bigint
 
 
 S = TypeVar("S", bound=Snapshot)
-
-
-class _Batch(Generic[S]):
-    """Tasks that will be read together, and how that went."""
-
-    __slots__ = ("done", "doubts", "error", "found", "repairing", "tasks")
-
-    def __init__(self) -> None:
-        self.tasks: dict[str, Watched[S]] = {}
-        self.repairing: set[str] = set()
-        self.doubts: dict[str, int] = {}
-        self.found: dict[str, S] = {}
-        self.done = asyncio.Event()
-        self.error: StorageError | None = None
-
-    def fail(self, error: StorageError) -> None:
-        """Tell those who wait for it that it won't come, unless it has."""
-        if not self.done.is_set():
-            self.error = error
-            self.done.set()
 
 
 class Board(Generic[S]):
@@ -80,8 +61,8 @@ class Board(Generic[S]):
         self._metrics = metrics
         self._tasks: dict[str, Watched[S]] = {}
         self._idle: dict[str, float] = {}
-        self._batches: deque[_Batch[S]] = deque()
-        self._told: asyncio.Queue[_Batch[S]] = asyncio.Queue(1)
+        self._batches: deque[ReadBatch[S]] = deque()
+        self._told: asyncio.Queue[ReadBatch[S]] = asyncio.Queue(1)
         self._wanted = asyncio.Event()
         self._relisten = asyncio.Event()
         self._stopped = False
@@ -91,8 +72,9 @@ class Board(Generic[S]):
         return len(self._tasks)
 
     async def run(self) -> None:
-        """Read what is wanted and sweep, for ever."""
+        """Read what is wanted and sweep, for ever. It may be run again after it has ended by an error."""
         self._stopped = False
+        self._doubt_all()  # what was about to be told when it ended is read again
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_for_ever(), name="board reads")
@@ -145,7 +127,7 @@ class Board(Generic[S]):
     async def refresh(self, tasks: Sequence[Watched[S]], *, anew: bool = False) -> None:
         """Bring what is known of these up to this moment, as `current` does for one; they share their reads."""
         if self._stopped:
-            raise _stopped()  # what we know is kept up to date no more
+            raise board_stopped()  # what we know is kept up to date no more
         wanted = [each for each in tasks if anew or not self._is_fresh(each)]
         if not wanted:
             return
@@ -156,8 +138,9 @@ class Board(Generic[S]):
             async with asyncio.timeout(_PATIENCE_SECONDS if impatient else None):
                 for watched, batch in batches:
                     await batch.done.wait()
-                    if batch.error is not None and (anew or not watched.known):
-                        raise batch.error
+                    error = batch.errors.get(watched.task_id)
+                    if error is not None and (anew or not watched.known):
+                        raise error
 
     def _is_fresh(self, watched: Watched[S]) -> bool:
         return self.listening and watched.known and not watched.stale
@@ -194,17 +177,20 @@ class Board(Generic[S]):
         """From now on notifications arrive again; what happened before is found by reading."""
         self.listening = True
         self._relisten.set()
+        self._doubt_all()
+
+    def _doubt_all(self) -> None:
         for watched in self._tasks.values():
             watched.doubts += 1
         self._enqueue_watched()
 
     # Reading -------------------------------------------------------------------------------------------------------
 
-    def _enqueue(self, watched: Watched[S], *, repairing: bool = False) -> _Batch[S]:
+    def _enqueue(self, watched: Watched[S], *, repairing: bool = False) -> ReadBatch[S]:
         if not self._batches or (
             len(self._batches[-1].tasks) >= self._batch_size and watched.task_id not in self._batches[-1].tasks
         ):
-            self._batches.append(_Batch())
+            self._batches.append(ReadBatch())
         batch = self._batches[-1]
         batch.tasks[watched.task_id] = watched
         if repairing:
@@ -226,33 +212,29 @@ class Board(Generic[S]):
                 continue
             # One read at a time: a later read never shows an older state, so versions can't go back.
             batch = self._batches.popleft()
-            if await self._read_batch(batch):
-                failures = 0
-                await self._pass_on(batch)  # the next read needn't wait until all have been told
+            await batch.read(self._read, self._metrics)
+            await self._pass_on(batch)  # the next read needn't wait until all have been told
+            if batch.unavailable:
+                await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+                failures += 1
+                self._enqueue_failed(batch)
                 continue
-            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
-            failures += 1
-            for watched in batch.tasks.values():
-                if watched.watchers and self._tasks.get(watched.task_id) is watched:
-                    self._enqueue(watched, repairing=watched.task_id in batch.repairing)
+            failures = 0
+            if batch.errors:
+                # The others' reads go on meanwhile: it is these tasks that can't be read, not the database.
+                asyncio.get_running_loop().call_later(_RETRY_SECONDS[-1], self._enqueue_failed, batch)
 
-    async def _read_batch(self, batch: _Batch[S]) -> bool:
-        batch.doubts = {task_id: watched.doubts for task_id, watched in batch.tasks.items()}  # which this read settles
-        self._metrics.board_reads.inc()
-        try:
-            batch.found = {snapshot.task_id: snapshot for snapshot in await self._read(list(batch.tasks))}
-        except BaseException as error:
-            batch.fail(error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}"))
-            logs.log.warning(logs.READ_FAILED, tasks=len(batch.tasks), error=str(error))
-            if batch.error is not error:
-                raise
-        return batch.error is None
+    def _enqueue_failed(self, batch: ReadBatch[S]) -> None:
+        for task_id in batch.errors:
+            watched = batch.tasks[task_id]
+            if watched.watchers and self._tasks.get(task_id) is watched:
+                self._enqueue(watched, repairing=task_id in batch.repairing)
 
-    async def _pass_on(self, batch: _Batch[S]) -> None:
+    async def _pass_on(self, batch: ReadBatch[S]) -> None:
         try:
             await self._told.put(batch)
         except asyncio.CancelledError:
-            batch.fail(_stopped())
+            batch.stop()
             raise
 
     async def _tell_for_ever(self) -> None:
@@ -260,20 +242,28 @@ class Board(Generic[S]):
             batch = await self._told.get()
             try:
                 for number, (task_id, watched) in enumerate(batch.tasks.items(), 1):
-                    watched.settled = batch.doubts[task_id]
-                    self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
+                    if task_id not in batch.errors:
+                        self._tell(batch, task_id, watched)
                     if not number % _TOLD_AT_ONCE:
                         await asyncio.sleep(0)  # somebody else's turn, and the next read's
                 batch.done.set()
             finally:
-                batch.fail(_stopped())  # unless it is done
+                batch.stop()  # unless it is done
+
+    def _tell(self, batch: ReadBatch[S], task_id: str, watched: Watched[S]) -> None:
+        watched.settled = batch.doubts[task_id]
+        try:
+            self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
+        except Exception as error:  # noqa: BLE001 - somebody who was told failed: the others are told all the same
+            self._metrics.unhandled_errors.inc()
+            logs.log.error(logs.ERROR_UNHANDLED, task_id=task_id, exc_info=error)
 
     def _stop(self) -> None:
         self._stopped = True
         while not self._told.empty():
-            self._told.get_nowait().fail(_stopped())
+            self._told.get_nowait().stop()
         while self._batches:
-            self._batches.popleft().fail(_stopped())
+            self._batches.popleft().stop()
 
     def _apply(self, watched: Watched[S], snapshot: S | None, *, repairing: bool) -> None:
         before, was_known = watched.snapshot, watched.known
@@ -306,8 +296,9 @@ class Board(Generic[S]):
                 continue
             try:
                 await self._sweep()
-            except StorageError as error:
-                logs.log.warning(logs.SWEEP_FAILED, error=str(error))
+            except Exception as error:  # noqa: BLE001 - the next sweep begins anew
+                self._metrics.failed_reads.inc()
+                logs.log.warning(logs.SWEEP_FAILED, error=str(error), kind=type(error).__name__)
 
     async def _sweep(self) -> None:
         # Those that linger too: who asks for them next is told what we know.
@@ -344,10 +335,6 @@ class Board(Generic[S]):
                 break  # they stand in the order in which they fell idle
             del self._idle[task_id]
             del self._tasks[task_id]
-
-
-def _stopped() -> StorageError:
-    return StorageError("the board has stopped: nothing is read any more")
 
 
 def _version(snapshot: Snapshot | None) -> int | None:

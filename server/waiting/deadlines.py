@@ -65,8 +65,18 @@ class Deadlines:
         self._timer = None
         # A loop calls its timers up to its clock's resolution early: our own slot is due all the same.
         due = max(self._timer_slot, int(loop.time() / GRAIN_SECONDS))
-        for slot in [slot for slot in self._slots if slot <= due]:
-            for waiter in self._slots.pop(slot):
-                waiter.expire()
-        if self._slots:
-            self._wind(loop, min(self._slots))
+        try:
+            for slot in [slot for slot in self._slots if slot <= due]:
+                self._expire(slot)
+        finally:  # an error of one waiter must not keep the others from their end: they are still there, and due
+            if self._slots:
+                self._wind(loop, min(self._slots))
+
+    def _expire(self, slot: int) -> None:
+        waiters = self._slots.pop(slot)
+        try:
+            while waiters:
+                waiters.pop().expire()
+        finally:
+            if waiters:
+                self._slots[slot] = waiters

@@ -101,14 +101,17 @@ class ParkedPolls(Generic[S]):
         self._called.append(poll)
 
     def _answer_some(self) -> None:
-        if len(self._called) > ANSWERED_AT_ONCE:
-            asyncio.get_running_loop().call_soon(self._answer_some)
-        ended, answers = self._find_ended()
-        self.forget(ended)
-        self._tell(zip(ended, answers, strict=True), self.clock())
+        ended: list[ParkedPoll[S]] = []
+        answers: list[Answer[S]] = []
+        try:
+            self._find_ended(ended, answers)
+        finally:  # an error over one poll must not keep the others waiting
+            if self._called:
+                asyncio.get_running_loop().call_soon(self._answer_some)
+            self.forget(ended)
+            self._tell(zip(ended, answers, strict=True), self.clock())
 
-    def _find_ended(self) -> tuple[list[ParkedPoll[S]], list[Answer[S]]]:
-        ended, answers = [], []
+    def _find_ended(self, ended: list[ParkedPoll[S]], answers: list[Answer[S]]) -> None:
         seen: S | None = None
         reason: Reason | None = None
         until, answer = Until.CHANGE, None
@@ -123,7 +126,6 @@ class ParkedPolls(Generic[S]):
                 poll.over = True
                 ended.append(poll)
                 answers.append(answer)
-        return ended, answers
 
     def _tell(self, ended: Iterator[tuple[ParkedPoll[S], Answer[S]]], now: float) -> None:
         try:

@@ -87,13 +87,17 @@ class Read:
 
 @dataclass
 class Storage:
-    """What would be Postgres. With `paused`, a read ends when the test says so; `broken`: every call raises this."""
+    """What would be Postgres. With `paused`, a read ends when the test says so.
+
+    `broken`: every call raises this; `poison`: reads raise this if the task is among theirs.
+    """
 
     rows: dict[str, State] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     sweeps: list[list[str]] = field(default_factory=list)
     paused: bool = False
     broken: Exception | None = None
+    poison: dict[str, Exception] = field(default_factory=dict)
     barrier_holds: bool = True
     on_barrier: Callable[[], None] = lambda: None
 
@@ -109,8 +113,9 @@ class Storage:
     async def read(self, task_ids: Sequence[str]) -> Sequence[State]:
         read = Read(task_ids, self.rows)
         self.reads.append(read)
-        if self.broken is not None:
-            read.fail(self.broken)
+        error = self.broken or next((self.poison[each] for each in task_ids if each in self.poison), None)
+        if error is not None:
+            read.fail(error)
         elif not self.paused:
             read.finish()
         return await read.answer

@@ -137,3 +137,21 @@ async def test_a_timer_that_rings_a_little_early_does_not_ring_twice() -> None:
     await asyncio.sleep(waiter.slot * GRAIN_SECONDS - 0.008 - now())
     assert len(waiter.expired_at) == 1
     assert timers() == 0
+
+
+async def test_one_waiter_that_fails_keeps_no_other_from_its_end() -> None:
+    """Those of the same slot, and those of later ones."""
+    deadlines, told = Deadlines(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context["exception"]))
+
+    def fail() -> None:
+        raise RuntimeError("a bug")
+
+    waiters = [Waiter(then=fail if number == 5 else None) for number in range(10)]
+    for waiter in waiters:
+        deadlines.add(waiter, 1)
+    late = Waiter()
+    deadlines.add(late, 3)
+    await asyncio.sleep(4)
+    assert [len(waiter.expired_at) for waiter in [*waiters, late]] == [1] * 11
+    assert len(told) == 1

@@ -174,3 +174,24 @@ async def test_one_that_cannot_be_told_keeps_nobody_else_waiting(audience: Audie
     await settle()
     assert set(audience.told) == set(range(600))
     assert [str(error["exception"]) for error in errors] == ["0", "300", "599"]
+
+
+async def test_one_poll_that_cannot_be_judged_keeps_no_other_waiting(audience: Audience) -> None:
+    """Nor those that are called up later: a queue that isn't looked at any more would hold everybody for good."""
+    failed: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: failed.append(context["exception"]))
+    for name in range(10):
+        audience.park(name)
+    bad = audience.park("bad")
+    bad.seen = None  # type: ignore[assignment]
+    for name in range(10, 20):
+        audience.park(name)
+    learn(audience, 2)
+    await settle()
+    assert sorted(audience.told) == list(range(20))
+    assert len(failed) == 1
+    audience.park("later", version=2)
+    learn(audience, 3)
+    await settle()
+    assert "later" in audience.told
+    bad.abandon()

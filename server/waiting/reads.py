@@ -1,0 +1,84 @@
+"""Tasks that are read together, and how that goes: one that can't be read must not keep the others from being read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Generic, TypeVar
+
+from server import logs
+from server.errors import BoardStopped, DatabaseUnavailable, StorageError
+from server.metrics import Metrics
+from server.waiting.watched import Snapshot, Watched
+
+# Enough to find two or three bad ones among 1,000; if still more reads fail, it isn't single tasks that are the matter.
+_MOST_READS: Final = 64
+
+S = TypeVar("S", bound=Snapshot)
+
+
+class ReadBatch(Generic[S]):
+    """Tasks that will be read together.
+
+    Attributes:
+        repairing: the tasks of which a notification seems to have been missed.
+        doubts: of each task, the notifications that this read settles.
+        found: the snapshots that were read; one that is missing here and in `errors` doesn't exist.
+        errors: why a task couldn't be read.
+        done: set when everybody has been told.
+    """
+
+    __slots__ = ("done", "doubts", "errors", "found", "repairing", "tasks")
+
+    def __init__(self) -> None:
+        """Begin without tasks."""
+        self.tasks: dict[str, Watched[S]] = {}
+        self.repairing: set[str] = set()
+        self.doubts: dict[str, int] = {}
+        self.found: dict[str, S] = {}
+        self.errors: dict[str, StorageError] = {}
+        self.done = asyncio.Event()
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether a read failed because the database can't be reached."""
+        return any(isinstance(error, DatabaseUnavailable) for error in self.errors.values())
+
+    async def read(self, read: Callable[[Sequence[str]], Awaitable[Sequence[S]]], metrics: Metrics) -> None:
+        """Read the tasks with one call; if that fails for a reason of its own, halve them until the bad one stands alone.
+
+        The parts are read one after the other, each later than the one before, so versions can't go back.
+        """
+        self.doubts = {task_id: watched.doubts for task_id, watched in self.tasks.items()}
+        parts, reads = [list(self.tasks)], 0
+        while parts:
+            task_ids, reads = parts.pop(), reads + 1
+            metrics.board_reads.inc()
+            try:
+                self.found.update({snapshot.task_id: snapshot for snapshot in await read(task_ids)})
+            except asyncio.CancelledError:
+                self.stop()
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it was, it ends this read alone
+                metrics.failed_reads.inc()
+                logs.log.warning(logs.READ_FAILED, tasks=len(task_ids), error=str(error), kind=type(error).__name__)
+                half = len(task_ids) // 2
+                if half and reads < _MOST_READS and not isinstance(error, DatabaseUnavailable):
+                    parts += [task_ids[half:], task_ids[:half]]
+                else:
+                    self._fail(task_ids, error)
+
+    def stop(self) -> None:
+        """Tell those who wait for it that it won't come, unless it has."""
+        if not self.done.is_set():
+            self._fail(list(self.tasks), board_stopped())
+            self.done.set()
+
+    def _fail(self, task_ids: Sequence[str], error: Exception) -> None:
+        failure = error if isinstance(error, StorageError) else StorageError(f"reading ended by {error!r}")
+        self.errors.update(dict.fromkeys(task_ids, failure))
+
+
+def board_stopped() -> BoardStopped:
+    """Return what is raised for a read that won't be made: the process stops, or the board is being restarted."""
+    return BoardStopped("nothing is read at this moment: the board has stopped")
