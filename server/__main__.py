@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from server import signals
+
+if __name__ == "__main__":
+    signals.exit_at_once()  # the imports below take half a second, in which an interrupt would be a traceback
+
 import argparse
 import contextlib
 import os
@@ -21,22 +26,27 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What goes wrong on purpose is one sentence, not a traceback."""
     options = _parser().parse_args(arguments)
     try:
-        if options.command == "certificate":
-            return _make_certificate(options)
-        if options.command == "loadtest":
-            return _load(options)
-        settings = config.load(_config_file(options.config), os.environ)
-        logs.configure(settings.logging)
-        descriptors.raise_limit()
-        with _postgres(settings) as (dsn, where):
-            serves = options.command in {"serve", "worker"} and options.processes == 1
-            kind = settings.server.event_loop if serves else event_loop.ASYNCIO
-            return event_loop.run(_work(options, settings, dsn, where), kind)
+        with signals.raising():
+            return _run(options)
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except signals.Interrupted as interrupt:
+        return 128 + interrupt.number
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "certificate":
+        return _make_certificate(options)
+    if options.command == "loadtest":
+        return _load(options)
+    settings = config.load(_config_file(options.config), os.environ)
+    logs.configure(settings.logging)
+    descriptors.raise_limit()
+    with _postgres(settings) as (dsn, where):
+        serves = options.command in {"serve", "worker"} and options.processes == 1
+        kind = settings.server.event_loop if serves else event_loop.ASYNCIO
+        return event_loop.run(lambda: _work(options, settings, dsn, where), kind)
 
 
 def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where: str) -> Coroutine[Any, Any, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from server.errors import ConfigurationError
+from server.signals import Cancellation
 
 T = TypeVar("T")
 
@@ -17,19 +18,17 @@ UVLOOP: Final = "uvloop"
 KINDS: Final = (AUTO, ASYNCIO, UVLOOP)
 
 
-def run(main: Coroutine[Any, Any, T], kind: str) -> T:
-    """Run this on a loop of that kind, and return its result. `auto`: uvloop where it is installed.
+def run(begin: Callable[[], Coroutine[Any, Any, T]], kind: str) -> T:
+    """Run what `begin` returns on a loop of that kind, and return its result. `auto`: uvloop where it is installed.
 
     Raises:
         ConfigurationError: uvloop is wanted and isn't there.
+        Interrupted: the process was told to stop; the coroutine was canceled and has ended.
     """
-    try:
-        factory = _factory(kind)
-    except ConfigurationError:
-        main.close()
-        raise
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+    factory = _factory(kind)
+    cancellation = Cancellation()
+    with cancellation.handling(), asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(cancellation.run(begin))
 
 
 def _factory(kind: str) -> Any:

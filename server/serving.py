@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-from server import keys, logs
+from server import keys, logs, signals
 from server.app import WORKERS, build_app, is_https, log_metrics, make_workers, server_logger, wait_until_heard
 from server.background import Background, counted_errors
 from server.config import Config
@@ -35,20 +35,20 @@ _DRAIN_PATIENCE_SECONDS: Final = 10.0
 
 
 async def serve(config: Config, dsn: str, where: str) -> int:
-    """Bring the schema up to date and serve until SIGINT or SIGTERM."""
+    """Bring the schema up to date and serve until SIGINT, SIGTERM or SIGHUP."""
     await bring_up_to_date(config, dsn)
     app = build_app(config, dsn)
     async with running(app, config) as port:
-        told = told_to_stop()
-        _announce(config, port, where, app)
-        await told.wait()
-        await _drain(app, config.server.drain_seconds)
+        with signals.told_to_stop(log_stop) as told:
+            _announce(config, port, where, app)
+            await told.wait()
+            await _drain(app, config.server.drain_seconds)
     logs.log.info(logs.SERVER_STOPPED)
     return 0
 
 
 async def work(config: Config, dsn: str, _where: str) -> int:
-    """Run workers, without a web server, until SIGINT or SIGTERM."""
+    """Run workers, without a web server, until SIGINT, SIGTERM or SIGHUP."""
     await bring_up_to_date(config, dsn)
     metrics = Metrics()
     background = Background(metrics)
@@ -78,9 +78,8 @@ async def work(config: Config, dsn: str, _where: str) -> int:
         for number, worker in enumerate(workers, 1):
             background.start(f"worker {number}", worker.run)
         background.start("metrics", partial(log_metrics, metrics, config.logging.snapshot_seconds))
-        told = told_to_stop()
-        print(f"{len(workers)} worker(s) running; stop with Ctrl-C", file=sys.stderr)
-        with counted_errors(metrics):
+        with signals.told_to_stop(log_stop) as told, counted_errors(metrics):
+            print(f"{len(workers)} worker(s) running; stop with Ctrl-C", file=sys.stderr)
             await told.wait()
     finally:
         await background.close()
@@ -172,22 +171,9 @@ def _announce(config: Config, port: int, where: str, app: web.Application) -> No
     logs.log.info(logs.SERVER_STARTED, host=config.server.host, port=port, workers=workers, event_loop=loop)
 
 
-def told_to_stop() -> asyncio.Event:
-    """Return what SIGINT or SIGTERM will set from now on. A second one ends the process the hard way.
-
-    To be asked for before the process says that it runs: whoever reads that may end it at once.
-    """
-    loop, told = asyncio.get_running_loop(), asyncio.Event()
-
-    def stop(number: signal.Signals) -> None:
-        logs.log.info(logs.SERVER_STOPPING, signal=number.name)
-        told.set()
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(each, stop, each)
-    return told
+def log_stop(number: signal.Signals) -> None:
+    """Say by which signal the process was told to stop."""
+    logs.log.info(logs.SERVER_STOPPING, signal=number.name)
 
 
 async def _drain(app: web.Application, seconds: float) -> None:

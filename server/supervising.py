@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from server import logs, serving
+from server import logs, serving, signals
 from server.config import PREFIX, Config
 from server.errors import ConfigurationError
 from server.storage.binaries import end_with_parent
@@ -25,11 +25,10 @@ _LEAVE_SECONDS: Final = 8.0
 
 
 async def serve(config: Config, dsn: str, where: str, processes: int) -> int:
-    """Bring the schema up to date and have that many processes serve until SIGINT or SIGTERM."""
+    """Bring the schema up to date and have that many processes serve until SIGINT, SIGTERM or SIGHUP."""
     await serving.bring_up_to_date(config, dsn)
     patience = config.server.drain_seconds + _LEAVE_SECONDS
-    with _reserved_port(config) as port:
-        told = serving.told_to_stop()
+    with _reserved_port(config) as port, signals.told_to_stop(serving.log_stop) as told:
         print(f"{processes} processes on port {port}, data lies {where}\nStop with Ctrl-C", file=sys.stderr, flush=True)
         watching = [
             asyncio.create_task(_keep_alive(number, _environment(config, dsn, port, number), patience))

@@ -20,18 +20,18 @@ async def kind_of_loop() -> str:
 
 @pytest.mark.parametrize(("kind", "expected"), [("asyncio", "asyncio"), ("uvloop", "uvloop"), ("auto", "uvloop")])
 def test_each_kind_runs_its_loop(kind: str, expected: str) -> None:
-    assert event_loop.run(kind_of_loop(), kind) == expected
+    assert event_loop.run(kind_of_loop, kind) == expected
 
 
 def test_without_uvloop_auto_takes_pythons_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    assert event_loop.run(kind_of_loop(), "auto") == "asyncio"
+    assert event_loop.run(kind_of_loop, "auto") == "asyncio"
 
 
 def test_uvloop_that_is_wanted_and_missing_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match=r'pip install "longpoll-task-server\[uvloop\]", or take "asyncio"'):
-        event_loop.run(kind_of_loop(), "uvloop")
+        event_loop.run(kind_of_loop, "uvloop")
 
 
 @pytest.mark.parametrize(("setting", "expected"), [({}, "uvloop"), ({"server__event_loop": "asyncio"}, "asyncio")])

@@ -84,7 +84,8 @@ async def test_a_kill_leaves_nothing_and_the_next_start_goes_on(folder: Path) ->
         assert server.stop() == 0
 
 
-async def test_a_stop_answers_every_held_poll(folder: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_stop_answers_every_held_poll(folder: Path, number: signal.Signals) -> None:
     with server_process(folder, generation__workers=0, server__drain_seconds=0.5) as server:
         url = server.url
         async with local_session() as session:
@@ -94,7 +95,7 @@ async def test_a_stop_answers_every_held_poll(folder: Path) -> None:
             address = f"{url}/api/generate/status?taskId={task_id}&version=1"
             polls = [asyncio.create_task(_answer(session, address)) for _ in range(20)]
             await until(lambda: _held(session, url, 20))
-            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(number)
             answers = await asyncio.gather(*polls)
         assert {(status, poll["reason"]) for status, poll in answers} == {(200, "drain")}
         assert all(0 <= poll["retryAfterMs"] <= 2000 for _, poll in answers)

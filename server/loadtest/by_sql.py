@@ -19,6 +19,8 @@ from server.storage.database import read_queries
 from server.storage.sessions import TOKEN_PREFIX
 
 _CONNECT_SECONDS: Final = 5
+# An interrupt is not heeded while libpq waits for a reply: it must not wait for long.
+_PATIENCE: Final = "SET lock_timeout = '5s'; SET statement_timeout = '60s'"
 
 
 class SqlStage:
@@ -146,6 +148,8 @@ class SqlStage:
             if self._connection is None:
                 self._connection = psycopg2.connect(self._dsn, connect_timeout=_CONNECT_SECONDS)
                 self._connection.autocommit = True
+                with self._connection.cursor() as cursor:
+                    cursor.execute(_PATIENCE)
             with self._connection.cursor() as cursor:
                 yield cursor
         except psycopg2.Error as error:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
 
 from server.errors import LoadTestError
 from server.loadtest import options as given_options
@@ -35,7 +32,7 @@ def run(given: argparse.Namespace) -> int:
     options = given_options.read(given)
     earlier = Earlier.read(options.compare) if options.compare else None
     console = report.console()
-    with _stopping_gently(), report.LiveDisplay(console) as display:
+    with report.LiveDisplay(console) as display:
         figures = measure(options, display)
     figures.command = ["python", "-m", "server", *sys.argv[1:]]
     report.show(console, figures, earlier)
@@ -102,17 +99,3 @@ def _stage(options: Options, control: Control) -> Stage:
             secret=options.token,
         )
     return HttpStage(control, tasks=options.tasks, secret=options.token, account=options.account)
-
-
-@contextlib.contextmanager
-def _stopping_gently() -> Iterator[None]:
-    """Let SIGTERM clean up as Ctrl-C does."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before: Callable[[int, FrameType | None], object] | int | None = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

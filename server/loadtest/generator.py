@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import heapq
 import itertools
-import signal
 import sys
 import time
 from array import array
@@ -227,12 +226,14 @@ class Generator:
 def main(descriptor: int) -> None:
     """Run a generator process, whose link to the conductor is this descriptor.
 
-    Ctrl-C is for the conductor, which hangs up when all is cleaned.
+    It was started with signals ignored: they are for the conductor, which hangs up when all is cleaned.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise_limit()
     link = Connection(descriptor)
-    plan = link.recv()
+    try:
+        plan = link.recv()
+    except (EOFError, OSError):
+        return  # the conductor was interrupted before it could say what to do
     gc.disable()  # nothing here makes cycles, and a collection would stop the clock
     Generator(plan, link).run()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Final, Self
 
+from server import signals
 from server.errors import LoadTestError
 from server.loadtest.messages import Counts, Harvest, Order, Pending, Plan, Record
 
@@ -46,15 +48,22 @@ class Generators:
         self._counts: list[Counts] = []
 
     def __enter__(self) -> Self:
-        for plan in self._plans:
-            self._start(plan)
-        for link in self._links:
-            _receive(link)  # the first word: it is ready, and its start is not part of what a run costs
+        try:
+            for plan in self._plans:
+                self._start(plan)
+            for link in self._links:
+                _receive(link)  # the first word: it is ready, and its start is not part of what a run costs
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         for link in self._links:
             link.close()
         for process in self._processes:
@@ -133,7 +142,10 @@ class Generators:
         with theirs:
             arguments = [sys.executable, "-m", "server.loadtest.generator", str(theirs.fileno())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-            process = subprocess.Popen(arguments, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                arguments, env=environment, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                preexec_fn=_ignore_signals,  # noqa: PLW1509 - ignored from its first moment on, not from its first line
+            )  # fmt: skip
         self._processes.append(process)
         self._links.append(Connection(ours.detach()))
         self._counts.append(_NOTHING)
@@ -155,6 +167,12 @@ class Generators:
     def _take(self, link: Connection, message: object) -> None:
         assert isinstance(message, Counts)
         self._counts[self._links.index(link)] = message
+
+
+def _ignore_signals() -> None:
+    """Leave signals, which a terminal or a supervisor sends to the whole group, to the conductor, which hangs up."""
+    for each in signals.STOPPING:
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _send(link: Connection, message: object) -> None:

@@ -154,7 +154,11 @@ class EmbeddedPostgres:
         return self._process is not None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(

@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--loop", choices=event_loop.KINDS, default=event_loop.ASYNCIO)
     options = parser.parse_args()
-    event_loop.run(serve(options.port), options.loop)
+    event_loop.run(lambda: serve(options.port), options.loop)
 
 
 if __name__ == "__main__":

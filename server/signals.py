@@ -1,0 +1,148 @@
+"""What SIGINT, SIGTERM and SIGHUP do to a command, from its first line to its last.
+
+A handler is always installed; from phase to phase it is only replaced by another, so that no signal meets a gap:
+
+    modules are being imported        the process exits at once: there is nothing to clean up
+    a command runs                    `Interrupted` is raised in the main thread
+    a command's coroutine runs        its task is canceled, and then `Interrupted` raised
+    a server or a worker is running   an Event is set: drain, stop, exit code 0
+
+SIGINT and SIGTERM are handled even if they were inherited as ignored: a shell without job control starts every
+`command &` with SIGINT ignored, and Python then installs no handler of its own. An ignored SIGHUP stays ignored, for
+that is what `nohup` is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A wrapper (make, npm, uv) passes on the Ctrl-C that the terminal has sent to its whole group: twice is once then.
+_SAME_SECONDS: Final = 0.5
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was told to stop by this signal."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number.name)
+        self.number = number
+
+
+def exit_at_once() -> None:
+    """Have the process exit when it is told to stop, with the code that shells give for the signal.
+
+    To be called before anything is begun that would have to be cleaned up. Python's own handler would print a traceback
+    for SIGINT, and the process 1 of a container has no default action for SIGTERM.
+    """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+    for each in _handled():
+        signal.signal(each, lambda number, _frame: os._exit(128 + number))
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Raise `Interrupted` in the main thread when the process is told to stop while the block runs."""
+    with handling(_raise):
+        yield
+
+
+@contextlib.contextmanager
+def handling(
+    first: Callable[[signal.Signals], object], again: Callable[[signal.Signals], object] | None = None
+) -> Iterator[None]:
+    """Call `first` for the first signal while the block runs, and `again` for later ones; without it, `first` too.
+
+    Both are called in the main thread between two bytecodes, wherever it is.
+    """
+    first_at: float | None = None
+
+    def handle(number: int, _frame: object) -> None:
+        nonlocal first_at
+        earlier, now = first_at, time.monotonic()
+        if earlier is None:
+            first_at = now
+            first(signal.Signals(number))
+        elif now - earlier > _SAME_SECONDS:
+            (again or first)(signal.Signals(number))
+
+    before = {each: signal.signal(each, handle) for each in _handled()}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextlib.contextmanager
+def told_to_stop(tell: Callable[[signal.Signals], object]) -> Iterator[asyncio.Event]:
+    """Give an Event that is set when the process is told to stop while the block runs, after `tell` was called.
+
+    A second signal cancels the task that runs the block. To be entered before the process says that it is running:
+    whoever reads that may end it at once.
+    """
+    loop, told, task = asyncio.get_running_loop(), asyncio.Event(), asyncio.current_task()
+    assert task is not None, "within a coroutine"
+
+    def stop(number: signal.Signals) -> None:
+        tell(number)
+        told.set()
+
+    if task.cancelling():
+        told.set()  # until Python 3.12, wait_for() may swallow a cancellation: so it isn't lost
+    with handling(
+        lambda number: loop.call_soon_threadsafe(stop, number), lambda _number: loop.call_soon_threadsafe(task.cancel)
+    ):
+        yield told
+
+
+class Cancellation:
+    """Cancels a coroutine when the process is told to stop, even before it has begun."""
+
+    def __init__(self) -> None:
+        self._number: signal.Signals | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    @contextlib.contextmanager
+    def handling(self) -> Iterator[None]:
+        """Handle signals while the block runs; the second one raises `Interrupted` wherever the main thread is."""
+        with handling(self._cancel, _raise):
+            yield
+
+    async def run(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run the coroutine that `begin` returns to its end; it isn't even made if a signal has come before.
+
+        Raises:
+            Interrupted: it was canceled because of a signal.
+        """
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._number is not None:
+            raise Interrupted(self._number)
+        try:
+            return await begin()
+        except asyncio.CancelledError:
+            if self._number is None:
+                raise
+            raise Interrupted(self._number) from None
+
+    def _cancel(self, number: signal.Signals) -> None:
+        self._number = number
+        if self._loop is not None and self._task is not None and not self._task.done():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+
+
+def _handled() -> list[signal.Signals]:
+    return [each for each in STOPPING if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+
+
+def _raise(number: signal.Signals) -> None:
+    raise Interrupted(number)
