@@ -19,7 +19,9 @@ from server import config, descriptors, event_loop, logs, serving, supervising
 from server.doctor import examination
 from server.errors import ServerError
 from server.loadtest import options as loadtest
+from server.storage import data_folder
 from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded_watchdog import keeping_it_running
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,10 +45,12 @@ def _run(options: argparse.Namespace) -> int:
     settings = config.load(_config_file(options.config), os.environ)
     logs.configure(settings.logging)
     descriptors.raise_limit()
-    with _postgres(settings) as (dsn, where):
-        serves = options.command in {"serve", "worker"} and options.processes == 1
-        kind = settings.server.event_loop if serves else event_loop.ASYNCIO
-        return event_loop.run(lambda: _work(options, settings, dsn, where), kind)
+    serves = options.command in {"serve", "worker"}
+    if serves or not settings.database.dsn:
+        data_folder.prepare(settings.database.data_dir)
+    with _postgres(settings) as (dsn, where, embedded):
+        kind = settings.server.event_loop if serves and options.processes == 1 else event_loop.ASYNCIO
+        return event_loop.run(lambda: keeping_it_running(embedded, _work(options, settings, dsn, where)), kind)
 
 
 def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where: str) -> Coroutine[Any, Any, int]:
@@ -97,16 +101,16 @@ def _config_file(given: Path | None) -> Path | None:
 
 
 @contextlib.contextmanager
-def _postgres(settings: config.Config) -> Iterator[tuple[str, str]]:
+def _postgres(settings: config.Config) -> Iterator[tuple[str, str, EmbeddedPostgres | None]]:
     """Give the DSN and where its data lies: of the configured Postgres, or of the embedded one while the block runs."""
     database = settings.database
     if database.dsn:
-        yield database.dsn, "in the configured Postgres"
+        yield database.dsn, "in the configured Postgres", None
         return
     postgres_bin = Path(database.postgres_bin) if database.postgres_bin else None
     # Before any thread is started: it ends with the thread that started it, and that is to be the main one.
     with EmbeddedPostgres(Path(database.data_dir).absolute(), postgres_bin=postgres_bin) as embedded:
-        yield embedded.dsn, f"in {embedded.location.data}"
+        yield embedded.dsn, f"in {embedded.location.data}", embedded
 
 
 def _load(options: argparse.Namespace) -> int:

@@ -157,6 +157,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
         **{name: _section(name, kind.default_factory, given.get(name, {})) for name, kind in sections.items()}
     )
     _check_together(config)
+    _check_places(config)
     return config
 
 
@@ -202,6 +203,8 @@ def _text(name: str, given: object) -> str:
     if not isinstance(given, str):
         raise ConfigurationError(f"{name} is {given!r}; it must be a text in quotes")
     return given
+    if "\0" in given:
+        raise ConfigurationError(f"{name} holds a NUL character, which it must not")
 
 
 def _integer(name: str, given: object) -> int:
@@ -240,6 +243,22 @@ def _list(name: str, given: object) -> tuple[str, ...]:
 
 
 def _check_together(config: Config) -> None:
+def _check_places(config: Config) -> None:
+    """Refuse what would be somewhere else than anybody meant, such as an empty variable of a compose file."""
+    if not config.server.host.strip():
+        raise ConfigurationError(
+            'server.host is empty; it must be an address, such as "127.0.0.1", or "0.0.0.0" for all'
+        )
+    folders = {"data_dir": config.database.data_dir, "postgres_bin": config.database.postgres_bin or "unset"}
+    for name, folder in folders.items():
+        if not folder.strip():
+            raise ConfigurationError(f'database.{name} is empty; it must name a folder, such as ".data"')
+        if folder.startswith("~"):
+            raise ConfigurationError(
+                f"database.{name} is {folder!r}; only a shell knows what ~ is: write the whole path"
+            )
+
+
     server = config.server
     if bool(server.tls_certificate) != bool(server.tls_key):
         raise ConfigurationError("server.tls_certificate and server.tls_key belong together: set both or neither")

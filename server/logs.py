@@ -33,6 +33,8 @@ ERROR_UNHANDLED = "error.unhandled"
 PROCESS_STARTED = "process.started"
 PROCESS_DIED = "process.died"
 LIBRARY_WARNED = "library.warned"
+POSTGRES_RESTARTED = "postgres.restarted"
+POSTGRES_FAILED = "postgres.failed"
 
 QUERY_FAILED = "query.failed"
 MIGRATION_APPLIED = "migration.applied"

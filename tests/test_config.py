@@ -184,3 +184,19 @@ def test_the_file_beside_the_code_lists_every_key_with_its_default() -> None:
     assert listed == defaults
     assert [list(values) for values in listed.values()] == [list(values) for values in defaults.values()]
     assert load(path, {}) == Config()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("DATABASE__DATA_DIR", "", "database.data_dir is empty; it must name a folder"),
+        ("DATABASE__DATA_DIR", "  ", "database.data_dir is empty; it must name a folder"),
+        ("DATABASE__DATA_DIR", "~/pictures", "only a shell knows what ~ is: write the whole path"),
+        ("DATABASE__DATA_DIR", "a\0b", "database.data_dir holds a NUL character"),
+        ("DATABASE__POSTGRES_BIN", "~/bin", "only a shell knows what ~ is: write the whole path"),
+        ("SERVER__HOST", "", "server.host is empty; it must be an address"),
+    ],
+)
+def test_a_place_that_nobody_meant_is_refused(name: str, value: str, sentence: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(sentence)):
+        load(None, {f"LONGPOLL_{name}": value})

@@ -7,7 +7,8 @@
       sockets/             the unix socket, in a folder of mode 0700: the only way in, no TCP
       binaries-<key>/      as root only: a copy of binaries that lie out of the account's reach
 
-Only one process owns the server. A second one on the same data joins it, and loses it when the owner stops.
+Only one process owns the server. A second one on the same data joins it; when the owner has stopped, the other one
+starts it again (embedded_watchdog.py) and owns it.
 """
 
 from __future__ import annotations
