@@ -25,7 +25,7 @@ from server.errors import ConfigurationError, DatabaseUnavailable
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import Worker, worker_name
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
-from server.metrics import Metrics
+from server.metrics import Metrics, Snapshots
 from server.observing import Observer
 from server.openapi.document import describe
 from server.parking import Parking
@@ -254,7 +254,7 @@ async def log_metrics(metrics: Metrics, every_seconds: float) -> None:
     """Log all plain figures now and then, for those who read logs rather than graphs."""
     while True:
         await asyncio.sleep(every_seconds)
-        logs.log.info(logs.METRICS_SNAPSHOT, **metrics.summary())
+        logs.log.info(logs.METRICS_SNAPSHOT, **metrics.summary(), **snapshots.take())
 
 
 async def _clean_now_and_then(cleaning: Cleaning, images: FileImages) -> None:
@@ -264,6 +264,7 @@ async def _clean_now_and_then(cleaning: Cleaning, images: FileImages) -> None:
             deleted = await images.sweep(cleaning.existing, older_than_seconds=_KEEP_ORPHANS_SECONDS)
             logs.log.info(logs.FILES_CLEANED, deleted=deleted)
         except DatabaseUnavailable as error:
+    snapshots = Snapshots(metrics)
             logs.log.warning(logs.QUERY_FAILED, query="cleaning", error=str(error))
         await asyncio.sleep(_CLEAN_EVERY_SECONDS)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
 
 from server import __version__, keys
-from server.metrics import Metrics
+from server.metrics import Metrics, Snapshots
 from server.storage.embedded import EmbeddedPostgres
 from tests.conftest import Person, Sql, Start, until
 from tests.outage import outage
@@ -126,3 +127,38 @@ def test_a_histogram_counts_what_is_at_most_each_bound(more: int) -> None:
         4, 4 + more, 4 + more, 5 + more, 6 + more, 7 + more
     ]  # fmt: skip
     assert metrics.value("longpoll_poll_hold_seconds_sum") == pytest.approx(151.31 + 5 * more)
+
+
+def test_a_snapshot_tells_of_the_time_since_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    metrics = Metrics()
+    snapshots = Snapshots(metrics)
+    for _round in range(2):
+        metrics.polls.counts["timeout",] += 3
+        metrics.polls.counts["change",] += 9
+        metrics.requests.counts["/", "GET", 200] += 17
+        metrics.requests.counts["/", "GET", 404] += 2
+        metrics.requests.counts["/", "GET", 503] += 1
+        metrics.task_processing_seconds.labels("completed").observe(4.0 + _round)
+        metrics.task_processing_seconds.labels("failed").observe(2.0)
+        clock[0] += 4.0
+        assert snapshots.take() == {
+            "interval_seconds": 4.0,
+            "polls_per_second": 3.0,
+            "poll_timeouts": 3,
+            "poll_timeout_rate": 0.25,
+            "requests_per_second": 5.0,
+            "error_rate": 0.05,
+            "tasks_processed": 2,
+            "task_failure_rate": 0.5,
+            "mean_processing_seconds": 3.0 + _round / 2,
+            "mean_processing_seconds_since_start": 3.0 + _round / 4,
+        }
+
+
+def test_a_snapshot_in_which_nothing_happened_has_no_mean() -> None:
+    told = Snapshots(Metrics()).take()
+    assert (told["polls_per_second"], told["poll_timeouts"]) == (0.0, 0)
+    names = ("error_rate", "poll_timeout_rate", "task_failure_rate", "mean_processing_seconds")
+    assert [told[name] for name in names] == [None] * 4

@@ -134,4 +134,5 @@ async def test_all_figures_are_logged_every_half_minute(start: Start) -> None:
         await start(logging={"snapshot_seconds": 0.1})
         line = await until(lambda: next((line for line in lines if line["event"] == "metrics.snapshot"), None))
     assert line["longpoll_held_connections"] == 0
+    assert {"mean_processing_seconds", "polls_per_second", "error_rate", "poll_timeouts"} <= line.keys()
     assert {"longpoll_listener_up", "longpoll_missed_notify_repairs_total", "longpoll_watched_tasks"} <= line.keys()
