@@ -23,6 +23,7 @@ from server.config import Config
 from server.cookies import CookieSessions
 from server.errors import ConfigurationError, DatabaseUnavailable
 from server.generation.procedural import ProceduralGenerator
+from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.metrics import Metrics, Snapshots
@@ -47,13 +48,17 @@ from server.waiting.polling import Polling
 from server.waiting.waiters import Waiters
 
 WORKERS: Final = web.AppKey("workers", tuple[Worker, ...])
+TURN: Final = web.AppKey[Turn | None]("turn")
 _READY_SECONDS: Final = 15.0
 _CLEAN_EVERY_SECONDS: Final = 3600.0
 _KEEP_ORPHANS_SECONDS: Final = 3600.0
 
 
-def build_app(config: Config, dsn: str) -> web.Application:
-    """Return the application of one process that speaks to this Postgres. Nothing is opened before it starts."""
+def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Application:
+    """Return the application of one process that speaks to this Postgres. Nothing is opened before it starts.
+
+    With a `turn`, of all processes that share it only one runs its workers.
+    """
     metrics = Metrics()
     clients = Clients(config.server.trusted_proxies, config.server.public_url)
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
@@ -75,6 +80,7 @@ def build_app(config: Config, dsn: str) -> web.Application:
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.RATES], app[keys.OBSERVER] = rates, observer
     app[keys.BACKLOG], app[keys.STARTED_AT] = BacklogCount(database), time.time()
+    app[TURN] = turn
     app[keys.BACKGROUND], app[UPLOADS], app[keys.PULSE] = Background(metrics), Uploads(), Pulse()
     app[keys.DESCRIPTION] = describe(
         config,
@@ -210,7 +216,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         background.start("cleaning", partial(_clean_now_and_then, Cleaning(database), app[keys.IMAGES]))
         workers = app[WORKERS]
         for number, worker in enumerate(workers, 1):
-            background.start(f"worker {number}", worker.run)
+            background.start(f"worker {number}", partial(_work_in_turn, worker, app[TURN]))
         with counted_errors(app[keys.METRICS]):
             yield
     finally:
@@ -218,6 +224,12 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         app[keys.USERS].close()
         app[UPLOADS].close()
         await database.close()
+
+
+async def _work_in_turn(worker: Worker, turn: Turn | None) -> None:
+    if turn:
+        await turn.come()
+    await worker.run()
 
 
 def _watched_queue(database: Database, metrics: Metrics) -> NotificationQueue:
@@ -252,6 +264,7 @@ async def _release_waiters(app: web.Application) -> None:
 
 async def log_metrics(metrics: Metrics, every_seconds: float) -> None:
     """Log all plain figures now and then, for those who read logs rather than graphs."""
+    snapshots = Snapshots(metrics)
     while True:
         await asyncio.sleep(every_seconds)
         logs.log.info(logs.METRICS_SNAPSHOT, **metrics.summary(), **snapshots.take())
@@ -264,7 +277,6 @@ async def _clean_now_and_then(cleaning: Cleaning, images: FileImages) -> None:
             deleted = await images.sweep(cleaning.existing, older_than_seconds=_KEEP_ORPHANS_SECONDS)
             logs.log.info(logs.FILES_CLEANED, deleted=deleted)
         except DatabaseUnavailable as error:
-    snapshots = Snapshots(metrics)
             logs.log.warning(logs.QUERY_FAILED, query="cleaning", error=str(error))
         await asyncio.sleep(_CLEAN_EVERY_SECONDS)
 

@@ -2,6 +2,8 @@
 
 aiohttp's worker makes a runner of its own out of an application, one that neither ends a handler whose client has left
 nor can park a connection. So it is handed ours.
+
+Of the processes of one gunicorn only one runs the workers of `generation.workers`; when it ends, another one does.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from aiohttp import web
 from server import config, descriptors, logs, serving
 from server.app import build_app
 from server.errors import ConfigurationError
+from server.generation.turn import Turn
+from server.storage import data_folder
 
 
 async def runner() -> web.AppRunner:
@@ -29,5 +33,7 @@ async def runner() -> web.AppRunner:
     descriptors.raise_limit()
     if not settings.database.dsn:
         raise ConfigurationError("gunicorn's workers need one Postgres for all: set database.dsn")
+    data_folder.prepare(settings.database.data_dir)
     await serving.bring_up_to_date(settings, settings.database.dsn)
-    return serving.make_runner(build_app(settings, settings.database.dsn))
+    turn = Turn(settings.database.data_dir, group=os.getppid())
+    return serving.make_runner(build_app(settings, settings.database.dsn, turn))

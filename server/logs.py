@@ -47,6 +47,7 @@ READ_FAILED = "read.failed"
 WAKE_REPAIRED = "wake.repaired"
 SWEEP_FAILED = "sweep.failed"
 
+TURN_TAKEN = "turn.taken"
 WORKER_STARTED = "worker.started"
 WORKER_STOPPED = "worker.stopped"
 WORKER_FAILED = "worker.failed"

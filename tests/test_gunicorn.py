@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -22,23 +23,30 @@ from tests.rows import add_user
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def gunicorn(dsn: str, tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """One worker of gunicorn's; gives its address."""
+@contextlib.contextmanager
+def running(dsn: str, folder: Path, *more: str, **settings: object) -> Iterator[tuple[str, int]]:
+    """Run gunicorn for the block; gives its address."""
     address = ("127.0.0.1", free_port())
-    options = ["--bind", f"{address[0]}:{address[1]}", "--worker-class", "aiohttp.GunicornWebWorker"]
+    options = ["--bind", f"{address[0]}:{address[1]}", "--worker-class", "aiohttp.GunicornWebWorker", *more]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LONGPOLL_")}
-    environment |= {
-        "LONGPOLL_DATABASE__DSN": dsn,
-        "LONGPOLL_DATABASE__DATA_DIR": str(tmp_path),
-        "LONGPOLL_GENERATION__WORKERS": "0",
-    }
+    settings = {"database__dsn": dsn, "database__data_dir": folder, **settings}
+    environment |= {f"LONGPOLL_{name.upper()}": str(value) for name, value in settings.items()}
     process = subprocess.Popen(
         [sys.executable, "-m", "gunicorn", "server.gunicorn:runner", *options], cwd=ROOT, env=environment
     )
-    yield address
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
+    try:
+        yield address
+    finally:
+        process.send_signal(signal.SIGTERM)
+        code = process.wait(30)
+    assert code == 0
+
+
+@pytest.fixture
+def gunicorn(dsn: str, tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """One worker of gunicorn's; gives its address."""
+    with running(dsn, tmp_path, generation__workers=0) as address:
+        yield address
 
 
 async def test_a_poll_is_held_woken_and_forgotten_with_its_client(gunicorn: tuple[str, int], sql: Sql) -> None:
@@ -63,6 +71,33 @@ async def _open(address: tuple[str, int]) -> Channel | None:
         return await Channel.open(address)
     except OSError:
         return None
+
+
+async def test_two_workers_of_gunicorns_have_one_painter_and_the_other_follows(
+    dsn: str, tmp_path: Path, sql: Sql
+) -> None:
+    user_id = add_user(sql)
+    owners = "SELECT DISTINCT lease_owner FROM public.image_generations WHERE status = 'processing'"
+    with running(dsn, tmp_path, "--workers", "2", generation__step_seconds=30):
+        await until(lambda: len(_backends(sql)) == 2, seconds=30)
+        add_tasks(sql, user_id, 3)
+        [(first,)] = await until(lambda: sql(owners), seconds=30)
+        os.kill(_process_of(first), signal.SIGKILL)
+        sql("UPDATE public.image_generations SET lease_expires_at = now() - interval '1 s'")
+        [(second,)] = await until(lambda: [row for row in sql(owners) if row != (first,)], seconds=30)
+        assert _process_of(second) != _process_of(first)
+        counted = sql("SELECT count(*) FROM public.image_generations WHERE status = 'processing'")
+    assert counted == [(1,)]
+
+
+def _backends(sql: Sql) -> list[tuple[str]]:
+    """Return the processes that listen: one connection each."""
+    return sql("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%%' AND datname = current_database()")
+
+
+def _process_of(worker: str) -> int:
+    """Return the number of the process that a worker's name tells."""
+    return int(worker.split("-")[-2])
 
 
 def test_without_a_database_for_all_its_workers_it_says_so(tmp_path: Path) -> None:
