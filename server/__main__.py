@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
-from server import config, descriptors, event_loop, logs, serving, supervising
+from server import __version__, config, descriptors, event_loop, logs, serving, supervising
 from server.doctor import examination
 from server.errors import ServerError
 from server.loadtest import options as loadtest
@@ -66,6 +66,7 @@ _COMMANDS = {"serve": serving.serve, "worker": serving.work, "migrate": serving.
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m server", description="A long-poll task server.")
+    parser.add_argument("--version", action="version", version=f"longpoll-task-server {__version__}")
     parser.add_argument("--config", type=Path, help="the settings file; by default config.toml here, if there is one")
     commands = parser.add_subparsers(dest="command")
     parser.set_defaults(command="serve", processes=1)

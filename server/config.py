@@ -107,6 +107,7 @@ class Generation:
     lease_seconds: float = _number(15.0, 0.2, 3600.0)
     max_attempts: int = _number(3, 1, 100)
     retry_seconds: float = _number(2.0, 0.0, 3600.0)
+    metrics_port: int = _number(0, 0, 65535)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +157,8 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
     config = Config(
         **{name: _section(name, kind.default_factory, given.get(name, {})) for name, kind in sections.items()}
     )
-    _check_together(config)
     _check_places(config)
+    _check_together(config)
     return config
 
 
@@ -202,9 +203,9 @@ def _value(name: str, expected: dataclasses.Field[Any], given: object) -> object
 def _text(name: str, given: object) -> str:
     if not isinstance(given, str):
         raise ConfigurationError(f"{name} is {given!r}; it must be a text in quotes")
-    return given
     if "\0" in given:
         raise ConfigurationError(f"{name} holds a NUL character, which it must not")
+    return given
 
 
 def _integer(name: str, given: object) -> int:
@@ -242,7 +243,6 @@ def _list(name: str, given: object) -> tuple[str, ...]:
     raise ConfigurationError(f"{name} is {given!r}; it must be a list of texts")
 
 
-def _check_together(config: Config) -> None:
 def _check_places(config: Config) -> None:
     """Refuse what would be somewhere else than anybody meant, such as an empty variable of a compose file."""
     if not config.server.host.strip():
@@ -259,6 +259,7 @@ def _check_places(config: Config) -> None:
             )
 
 
+def _check_together(config: Config) -> None:
     server = config.server
     if bool(server.tls_certificate) != bool(server.tls_key):
         raise ConfigurationError("server.tls_certificate and server.tls_key belong together: set both or neither")

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Final
 
@@ -18,6 +18,8 @@ from server.app import WORKERS, build_app, is_https, log_metrics, make_workers, 
 from server.background import Background, counted_errors
 from server.config import Config
 from server.errors import ConfigurationError
+from server.generation.worker import Worker
+from server.handlers import ops
 from server.metrics import Metrics
 from server.parking import KEEPALIVE_SECONDS
 from server.port import Port
@@ -55,7 +57,28 @@ async def work(config: Config, dsn: str, _where: str) -> int:
     database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
     at_least_one = config.replace(generation={"workers": max(config.generation.workers, 1)})
     workers = make_workers(at_least_one, database, FileImages.below(config.database.data_dir), metrics)
+    listener = _worker_listener(config, dsn, database, workers, metrics)
+    try:
+        await database.open()
+        await database.check_role()
+        background.start("listener", listener.run)
+        await wait_until_heard(listener)
+        for number, worker in enumerate(workers, 1):
+            background.start(f"worker {number}", worker.run)
+        background.start("metrics", partial(log_metrics, metrics, config.logging.snapshot_seconds))
+        async with _worker_site(config, metrics, background) as where:
+            with signals.told_to_stop(log_stop) as told, counted_errors(metrics):
+                print(f"{len(workers)} worker(s) running{where}; stop with Ctrl-C", file=sys.stderr, flush=True)
+                await told.wait()
+    finally:
+        await background.close()
+        await database.close()
+    return 0
 
+
+def _worker_listener(
+    config: Config, dsn: str, database: Database, workers: Sequence[Worker], metrics: Metrics
+) -> Listener:
     def wake(_payload: str = "") -> None:
         for worker in workers:
             worker.wake()
@@ -70,21 +93,36 @@ async def work(config: Config, dsn: str, _where: str) -> int:
         timeout=config.database.timeout_seconds,
         metrics=metrics,
     )
+    metrics.gauge("longpoll_listener_up", "Whether notifications are proven to arrive", lambda: listener.healthy)
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def _worker_site(config: Config, metrics: Metrics, background: Background) -> AsyncIterator[str]:
+    """Answer what an operator asks a worker, on a port of its own, if one is set; gives what to say of it.
+
+    Raises:
+        ConfigurationError: the address can't be used.
+    """
+    host, port = config.server.host, config.generation.metrics_port
+    if not port:
+        yield ""
+        return
+    app = web.Application()
+    app[keys.METRICS], app[keys.BACKGROUND] = metrics, background
+    app.add_routes([web.get("/metrics", ops.exposition), web.get("/healthz", ops.healthz)])
+    runner = web.AppRunner(app, access_log=None, logger=server_logger(metrics), shutdown_timeout=_LAST_REQUESTS_SECONDS)
+    await runner.setup()
     try:
-        await database.open()
-        await database.check_role()
-        background.start("listener", listener.run)
-        await wait_until_heard(listener)
-        for number, worker in enumerate(workers, 1):
-            background.start(f"worker {number}", worker.run)
-        background.start("metrics", partial(log_metrics, metrics, config.logging.snapshot_seconds))
-        with signals.told_to_stop(log_stop) as told, counted_errors(metrics):
-            print(f"{len(workers)} worker(s) running; stop with Ctrl-C", file=sys.stderr)
-            await told.wait()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise ConfigurationError(
+                f"can't listen on {host}:{port} (generation.metrics_port): {error.strerror or error}"
+            ) from error
+        yield f", metrics on http://{host}:{port}/metrics"
     finally:
-        await background.close()
-        await database.close()
-    return 0
+        await runner.cleanup()
 
 
 async def migrate(config: Config, dsn: str, _where: str) -> int:

@@ -18,8 +18,13 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from server import __version__
+from server.__main__ import main
 from tests.conftest import Sql, until
+from tests.faults.load import add_tasks
+from tests.faults.sites import free_port
 from tests.processes import ServerProcess, processes_of, server_process
+from tests.rows import add_user
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -190,6 +195,35 @@ async def test_workers_of_another_process_do_the_work(folder: Path) -> None:
             async with session.get(f"{server.url}/api/generate/tasks/{task_id}/image") as reply:
                 assert reply.status == 200
         assert server.stop() == 0
+
+
+async def test_a_worker_apart_tells_its_figures_on_a_port_of_its_own(tmp_path: Path, dsn: str, sql: Sql) -> None:
+    add_tasks(sql, add_user(sql), 1)
+    port = free_port()
+    settings = {"database__dsn": dsn, "database__data_dir": tmp_path, "generation__metrics_port": port}
+    with server_process(tmp_path, "worker", generation__step_seconds=0, **settings) as worker:
+        said = await asyncio.to_thread(worker.until_said, re.compile(r"metrics on (\S+)/metrics; stop with Ctrl-C"))
+        async with local_session() as session:
+            await until(lambda: _tells(session, said[1], 'processing_seconds_count{outcome="completed"} 1.0'))
+            async with session.get(f"{said[1]}/healthz") as reply:
+                assert reply.status == 200
+            async with session.get(f"{said[1]}/api/generate/tasks") as reply:
+                assert reply.status == 404
+        with server_process(tmp_path, "worker", **settings) as other:
+            assert await asyncio.to_thread(other.wait) == 1
+        assert f"error: can't listen on 127.0.0.1:{port} (generation.metrics_port)" in other.said
+        assert await asyncio.to_thread(worker.stop) == 0
+
+
+async def _tells(session: aiohttp.ClientSession, url: str, figure: str) -> bool:
+    async with session.get(f"{url}/metrics") as reply:
+        return figure in await reply.text()
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"longpoll-task-server {__version__}\n"
 
 
 @pytest.fixture
