@@ -61,7 +61,12 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     """
     metrics = Metrics()
     clients = Clients(config.server.trusted_proxies, config.server.public_url)
-    database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
+    database = Database(
+        dsn,
+        pool_size=config.database.pool_size,
+        timeout=config.database.timeout_seconds,
+        application="longpoll-serve",
+    )
     sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
     rates = _rates(config)
     cookies = CookieSessions(sessions, secure=is_https(config))
@@ -186,6 +191,8 @@ def _add_gauges(app: web.Application) -> None:
     gauge("longpoll_loop_stop_seconds", "Longest stop of the loop within a minute", lambda: pulse.longest_stop_seconds)
     gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
     gauge("longpoll_log_writes_lost", "Writes to the log that failed, such as on a full disk", logs.lost_writes)
+    gauge("longpoll_database_connections", "Connections of the pool that are open", lambda: database.connections)
+    gauge("longpoll_database_connects_failed", "Connections refused since the start", lambda: database.connects_failed)
 
 
 def _rates(config: Config) -> Rates:

@@ -37,6 +37,7 @@ POSTGRES_RESTARTED = "postgres.restarted"
 POSTGRES_FAILED = "postgres.failed"
 
 QUERY_FAILED = "query.failed"
+CONNECTION_REFUSED = "connection.refused"
 MIGRATION_APPLIED = "migration.applied"
 LISTENER_CONNECTED = "listener.connected"
 LISTENER_LOST = "listener.lost"

@@ -54,7 +54,12 @@ async def work(config: Config, dsn: str, _where: str) -> int:
     await bring_up_to_date(config, dsn)
     metrics = Metrics()
     background = Background(metrics)
-    database = Database(dsn, pool_size=config.database.pool_size, timeout=config.database.timeout_seconds)
+    database = Database(
+        dsn,
+        pool_size=config.database.pool_size,
+        timeout=config.database.timeout_seconds,
+        application="longpoll-worker",
+    )
     at_least_one = config.replace(generation={"workers": max(config.generation.workers, 1)})
     workers = make_workers(at_least_one, database, FileImages.below(config.database.data_dir), metrics)
     listener = _worker_listener(config, dsn, database, workers, metrics)

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import aiopg
-import aiopg.pool
 import psycopg2
 import pytest
 
@@ -20,7 +19,6 @@ from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavai
 from server.storage.database import (
     Database,
     Role,
-    back_off_seconds,
     connected,
     login_role,
     read_queries,
@@ -28,6 +26,7 @@ from server.storage.database import (
     translated_errors,
 )
 from server.storage.embedded import EmbeddedPostgres
+from server.storage.pool import back_off_seconds
 from tests.conftest import Sql, execute, until
 from tests.faults.proxy import proxy_to
 
@@ -129,8 +128,7 @@ async def test_nothing_of_an_identity_stays_on_the_connection(connect: Open, que
     database = await connect(pool_size=1)
     with contextlib.suppress(StorageError):
         await database.fetch(query, SimpleNamespace, user="11111111-1111-1111-1111-111111111111")
-    assert database._pool is not None
-    async with database._pool.acquire() as connection, connection.cursor() as cursor:
+    async with database._connection(database._slots) as connection, connection.cursor() as cursor:
         await cursor.execute(QUERIES["who"])
         who, subject, claims, timeout = await cursor.fetchone()
         await cursor.execute("SELECT session_user")
@@ -195,9 +193,7 @@ async def test_a_statement_that_the_database_cancels_is_an_error_not_a_cancellat
 
 async def test_who_waits_too_long_for_a_connection_is_told_so(connect: Open) -> None:
     database = await connect(pool_size=1, timeout=0.2)
-    pool = database._pool
-    assert pool is not None
-    async with pool.acquire(), pool.acquire():  # that for heartbeats, too
+    async with database._connection(database._slots):
         with pytest.raises(DatabaseUnavailable):
             await database.fetch("pid", SimpleNamespace)
     await until(lambda: _answers(database))
@@ -263,35 +259,31 @@ async def test_whoever_waits_for_a_connection_that_dies_gets_another_at_once(con
         assert pid not in await asyncio.gather(*waiting)
 
 
-async def test_a_free_connection_that_dies_while_another_is_made_costs_a_read_nothing(
-    connect: Open, sql: Sql, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """aiopg hands the dead one out, with an AssertionError."""
+async def test_a_connection_that_dies_while_another_is_made_costs_a_read_nothing(connect: Open, sql: Sql) -> None:
     database = await connect(pool_size=2)
     holder = asyncio.create_task(database.fetch("sleep", SimpleNamespace, seconds=0.1))
     (pid,) = await until(lambda: sleeping(sql))
-    made, real_connect = asyncio.Event(), aiopg.connect
+    made, real_connect = asyncio.Event(), database._pool._connect
 
-    async def slowly(*args: Any, **options: Any) -> aiopg.Connection:
-        connection = await real_connect(*args, **options)
+    async def slowly() -> aiopg.Connection:
+        connection = await real_connect()
         await made.wait()
         return connection
 
-    monkeypatch.setattr(aiopg.pool, "connect", slowly)
-    reader = asyncio.create_task(pid_of(database))
-    await holder
-    assert database._pool is not None
-    (free,) = database._pool._free
+    database._pool._connect = slowly
+    readers = [asyncio.create_task(pid_of(database)) for _ in range(2)]
+    await until(lambda: database._pool._growing)
     kill(sql, pid)
-    await until(lambda: free.closed)
+    with pytest.raises(DatabaseUnavailable):
+        await holder
     made.set()
-    assert await reader != pid
+    assert pid not in await asyncio.gather(*readers)
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone tells")
 async def test_the_kernel_is_told_to_notice_within_three_seconds_that_the_other_end_has_vanished(dsn: str) -> None:
     """Without a word from either side, and with something sent that nobody acknowledges."""
-    async with proxy_to(dsn) as proxy, connected(proxy.dsn(dsn), 5) as connection:
+    async with proxy_to(dsn) as proxy, connected(proxy.dsn(dsn), 5, "test") as connection:
         with socket.socket(fileno=os.dup(connection.raw.fileno())) as opened:
             options = [
                 *((socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)),
@@ -327,7 +319,6 @@ async def test_the_death_of_a_connection_with_a_high_descriptor_is_noticed(conne
     """Without our stand-in for select() the statement waits out its time, and the descriptor's next owner is deaf."""
     with many_descriptors():
         database = await connect(timeout=60)
-        assert database._pool is not None
         assert (database._pool._free[0]._fileno or 0) >= 1024
         caller = asyncio.create_task(database.fetch("sleep", SimpleNamespace, seconds=60))
         (pid,) = await until(lambda: sleeping(sql))
@@ -358,18 +349,9 @@ def outage(dsn: str, postgres: EmbeddedPostgres) -> Iterator[Callable[[], contex
 
 
 async def test_while_the_database_is_down_few_try_to_connect_and_all_are_told(
-    connect: Open, outage: Callable[[], contextlib.AbstractContextManager[None]], monkeypatch: pytest.MonkeyPatch
+    connect: Open, outage: Callable[[], contextlib.AbstractContextManager[None]]
 ) -> None:
     database = await connect(pool_size=4)
-    attempts = 0
-    real_connect = aiopg.connect
-
-    def counting(*args: Any, **options: Any) -> Any:
-        nonlocal attempts
-        attempts += 1
-        return real_connect(*args, **options)
-
-    monkeypatch.setattr(aiopg.pool, "connect", counting)
     with outage():
         begun = time.monotonic()
         outcomes = await asyncio.gather(
@@ -377,9 +359,9 @@ async def test_while_the_database_is_down_few_try_to_connect_and_all_are_told(
         )
         doublings = 2 + int(time.monotonic() - begun) * 2
         assert {type(outcome) for outcome in outcomes} == {DatabaseUnavailable}
-        assert attempts <= doublings, "each would have tried for itself"
+        assert 0 < database.connects_failed <= doublings, "each would have tried for itself"
     await until(lambda: _answers(database))
-    assert database._failures == 0
+    assert database._pool.failures == 0
 
 
 async def test_an_outage_of_hours_is_told_in_the_same_words(
@@ -387,10 +369,10 @@ async def test_an_outage_of_hours_is_told_in_the_same_words(
 ) -> None:
     database = await connect()
     with outage():
-        database._failures = 10_000
+        database._pool.failures = 10_000
         with pytest.raises(DatabaseUnavailable):
             await database.fetch("pid", SimpleNamespace)
-        assert database._down_until <= time.monotonic() + 2
+        assert database._pool._barred_until <= time.monotonic() + 2
 
 
 @pytest.mark.parametrize(("failures", "longest"), [(1, 0.1), (2, 0.2), (5, 1.6), (6, 2), (7, 2), (100_000, 2)])
@@ -406,7 +388,7 @@ async def test_a_database_that_cannot_be_reached_is_told_at_the_start(tmp_path: 
         await database.open()
     await database.close()
     with pytest.raises(DatabaseUnavailable):
-        async with connected(f"host={tmp_path} dbname=nothing", 5):
+        async with connected(f"host={tmp_path} dbname=nothing", 5, "test"):
             pass
 
 
@@ -500,7 +482,7 @@ async def test_a_notification_tells_how_far_the_clocks_are_apart(connect: Open) 
 
 
 async def test_several_statements_on_a_connection_of_ones_own_return_the_rows_of_the_last(dsn: str) -> None:
-    async with connected(dsn, 5) as connection:
+    async with connected(dsn, 5, "test") as connection:
         assert await run_directly(connection, "SELECT 1; SELECT 2", 5) == [(2,)]
         assert await run_directly(connection, "LISTEN nothing", 5) == []
         with pytest.raises(StorageError):

@@ -14,6 +14,7 @@ import psycopg2
 import pytest
 
 from server.metrics import Metrics
+from server.storage import connecting
 from server.storage.database import Database
 from server.storage.embedded import EmbeddedPostgres
 from server.storage.listener import Listener
@@ -283,7 +284,7 @@ async def test_a_database_that_is_not_there_is_tried_again_however_often_that_fa
 ) -> None:
     """More often than a pause can be doubled: an outage may last for hours."""
     ear = Ear(f"host={tmp_path} dbname=nothing", dsn, 10)
-    monkeypatch.setattr("server.storage.database._LONGEST_PAUSE_SECONDS", 0)
+    monkeypatch.setattr("server.storage.pool._LONGEST_PAUSE_SECONDS", 0)
     await ear.begin()
     await until(lambda: ear.reconnects >= 1100, 60)
     ear.listener._dsn = dsn
@@ -291,13 +292,13 @@ async def test_a_database_that_is_not_there_is_tried_again_however_often_that_fa
     await ear.end()
 
 
-async def test_a_cancellation_that_aiopg_swallows_while_it_connects_ends_the_listener_all_the_same(
+async def test_a_cancellation_that_is_swallowed_while_it_connects_ends_the_listener_all_the_same(
     listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real_connect = aiopg.connect
+    real_connect = connecting.connect
 
-    async def swallow(*args: object, **options: object) -> aiopg.Connection:
-        connection = await real_connect(*args, **options)
+    async def swallow(dsn: str, timeout: float, application: str) -> aiopg.Connection:
+        connection = await real_connect(dsn, timeout, application)
         assert ear.running is not None
         ear.running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -305,7 +306,7 @@ async def test_a_cancellation_that_aiopg_swallows_while_it_connects_ends_the_lis
         return connection
 
     ear = await listen()
-    monkeypatch.setattr(aiopg, "connect", swallow)
+    monkeypatch.setattr("server.storage.database.connect", swallow)
     ear.listener._drop_connection()
     assert ear.running is not None
     await until(ear.running.done)

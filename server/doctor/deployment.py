@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from server.config import Config
 from server.errors import DatabaseUnavailable, StorageError
 from server.storage.database import Connection, Database, connected
+
+_APPLICATION: Final = "longpoll-doctor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Deployment:
         given = getattr(self.config.database, setting)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context(connected(given or self.dsn, self.timeout))
+                connection = await stack.enter_async_context(connected(given or self.dsn, self.timeout, _APPLICATION))
             except DatabaseUnavailable as error:
                 raise DatabaseUnavailable(f"{self.name_of(setting)} can't be reached: {error}") from error
             except StorageError:  # what was said of a malformed one may hold its password
@@ -53,7 +55,7 @@ class Deployment:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Database]:
         """Open what the server itself runs its statements through."""
-        database = Database(self.dsn, pool_size=1, timeout=self.timeout)
+        database = Database(self.dsn, pool_size=1, timeout=self.timeout, application=_APPLICATION)
         try:
             await database.open()
             yield database

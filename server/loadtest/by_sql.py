@@ -15,6 +15,7 @@ import psycopg2.extensions
 from server import resources
 from server.errors import LoadTestError
 from server.loadtest.stages import Commit, Task
+from server.storage.connecting import options
 from server.storage.database import read_queries
 from server.storage.sessions import TOKEN_PREFIX
 
@@ -146,7 +147,9 @@ class SqlStage:
     def _cursor(self) -> Iterator[psycopg2.extensions.cursor]:
         try:
             if self._connection is None:
-                self._connection = psycopg2.connect(self._dsn, connect_timeout=_CONNECT_SECONDS)
+                self._connection = psycopg2.connect(
+                    self._dsn, connect_timeout=_CONNECT_SECONDS, **options("longpoll-loadtest")
+                )
                 self._connection.autocommit = True
                 with self._connection.cursor() as cursor:
                     cursor.execute(_PATIENCE)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import getpass
 import os
-import random
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -20,39 +19,20 @@ from enum import StrEnum
 from typing import Any, TypeAlias, TypeVar, cast
 
 import aiopg
-import aiopg.connection
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
 from server import logs, resources
 from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, ServerError, StorageError
+from server.storage.connecting import connect
+from server.storage.pool import Pool
 
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
 # A database that says nothing must not keep a process that stops.
 _LAST_STATEMENTS_SECONDS = 0.5
-_LONGEST_PAUSE_SECONDS = 2.0
-_DOUBLINGS = 6  # enough for the longest pause; without a bound, half an hour of failures is more than a float can hold
-
-# Noticed within about 3 s when the other end has vanished without a word (tcp(7), libpq "Connection control functions").
-KEEPALIVES = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 3000}
-
-
-class _ByDescriptor:
-    """Stands in for the `select` module in aiopg.connection, which asks it only whether a descriptor still exists.
-
-    select() refuses descriptors from 1024 up with a ValueError, in the middle of cleaning up: the dead connection
-    then never tells anybody, and the next socket with its number is deaf (aiopg 1.4.0, Connection._ready).
-    """
-
-    @staticmethod
-    def select(readers: list[int], _writers: list[int], _errors: list[int], _seconds: float) -> None:
-        os.fstat(readers[0])
-
-
-aiopg.connection.select = _ByDescriptor  # type: ignore[assignment, attr-defined]
 
 
 class Role(StrEnum):
@@ -102,14 +82,15 @@ def _is_canceled() -> bool:
 
 
 @contextlib.asynccontextmanager
-async def connected(dsn: str, timeout: float) -> AsyncIterator[aiopg.Connection]:
-    """Open a connection of one's own, for LISTEN or for migrations.
+async def connected(dsn: str, timeout: float, application: str) -> AsyncIterator[aiopg.Connection]:
+    """Open a connection of one's own, for LISTEN or for migrations, that Postgres lists under this name.
 
     Raises:
         DatabaseUnavailable: nobody answered within the time-out.
+        ConfigurationError: the database has another encoding than UTF-8.
     """
     with translated_errors():
-        connection = await aiopg.connect(dsn, timeout=timeout, **_OPTIONS)
+        connection = await connect(dsn, timeout, application)
     try:
         yield connection
     finally:
@@ -126,7 +107,6 @@ async def run_directly(connection: aiopg.Connection, statement: str, timeout: fl
 
 Connection: TypeAlias = aiopg.Connection
 _Rows: TypeAlias = tuple[list[str], list[tuple[object, ...]]]
-_OPTIONS: dict[str, Any] = {"enable_hstore": False, "enable_json": False, "enable_uuid": False, **KEEPALIVES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +123,22 @@ class Database:
     to its end, for aiopg can stop waiting only by throwing the connection away.
     """
 
-    def __init__(self, dsn: str, *, pool_size: int, timeout: float) -> None:
-        """Take note of where to connect to; `open` does it. `timeout` is in seconds, for one statement."""
+    def __init__(self, dsn: str, *, pool_size: int, timeout: float, application: str = "longpoll") -> None:
+        """Take note of where to connect to; `open` does it.
+
+        `timeout` is in seconds, for one statement; `application` is what Postgres calls us (`application_name`).
+        """
         self._dsn = dsn
-        self._pool_size = pool_size
         self._timeout = timeout
         self._grace = _GRACE_SECONDS
         self._queries = read_queries(resources.read_text("sql", "queries.sql"))
-        self._pool: aiopg.Pool | None = None
-        # Nobody waits inside aiopg's pool: a connection that comes back dead wakes nobody there (1.4.0, Pool.release).
-        self._slots = asyncio.Semaphore(pool_size)
         # One more for heartbeats: a listener must not be taken for dead because everything else is busy.
+        self._pool = Pool(self._connect, pool_size + 1)
+        # So few at a time wait within the pool that all of them may be woken for each connection that comes back.
+        self._slots = asyncio.Semaphore(pool_size)
         self._slot_of_heartbeats = asyncio.Semaphore(1)
-        self._door = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
-        self._down_until = 0.0
-        self._failures = 0
+        self.application = application
         self.statements = 0
         self.clock_offset = 0.0
 
@@ -170,23 +150,30 @@ class Database:
     @property
     def pool_size(self) -> int:
         """How many connections there may be."""
-        return self._pool_size + 1
+        return self._pool.size
 
     @property
     def connections(self) -> int:
         """How many connections are open, besides those of their own such as the listener's."""
-        return self._pool.size if self._pool is not None else 0
+        return self._pool.open
+
+    @property
+    def connects_failed(self) -> int:
+        """How many connections could not be made, since the start."""
+        return self._pool.refused
 
     async def open(self) -> None:
         """Connect once, so that a wrong DSN is noticed now.
 
         Raises:
             DatabaseUnavailable: Postgres can't be reached.
+            ConfigurationError: the database has another encoding than UTF-8.
         """
+        await self._pool.fill()
+
+    async def _connect(self) -> aiopg.Connection:
         with translated_errors():
-            self._pool = await aiopg.create_pool(
-                self._dsn, minsize=1, maxsize=self.pool_size, timeout=self._timeout, **_OPTIONS
-            )
+            return await connect(self._dsn, self._timeout, self.application)
 
     def hasten(self) -> None:
         """Have statements take no longer than a moment from now on: the process stops, and doesn't wait for a database.
@@ -207,9 +194,7 @@ class Database:
         while running := set(self._running):
             _, late = await asyncio.wait(running, timeout=_LAST_STATEMENTS_SECONDS)
             self._end(late)
-        if self._pool is not None:
-            self._pool.terminate()
-            await self._pool.wait_closed()
+        await self._pool.close()
 
     async def fetch(
         self,
@@ -290,7 +275,6 @@ class Database:
         self, query: str, parameters: Mapping[str, object], user: str | None, slots: asyncio.Semaphore, *, retry: bool
     ) -> _Rows:
         for attempt in (1, 2):
-            self._check_reachable()
             try:
                 with translated_errors():
                     return await self._execute(query, parameters, user, slots)
@@ -306,10 +290,9 @@ class Database:
     async def _execute(
         self, query: str, parameters: Mapping[str, object], user: str | None, slots: asyncio.Semaphore
     ) -> _Rows:
-        assert self._pool is not None, "Database.open() comes first"
         # Postgres itself gives up first: a statement that aiopg gives up takes its connection along.
         patience = self._timeout + self._grace
-        async with self._connection(self._pool, slots) as connection, connection.cursor(timeout=patience) as cursor:
+        async with self._connection(slots) as connection, connection.cursor(timeout=patience) as cursor:
             self.statements += 1
             await cursor.execute(
                 _prefix(user, self._timeout) + self._queries[query],
@@ -321,53 +304,27 @@ class Database:
             return columns, await cursor.fetchall()
 
     @contextlib.asynccontextmanager
-    async def _connection(self, pool: aiopg.Pool, slots: asyncio.Semaphore) -> AsyncIterator[aiopg.Connection]:
-        deadline = asyncio.get_running_loop().time() + self._timeout  # for a free connection and a new one together
+    async def _connection(self, slots: asyncio.Semaphore) -> AsyncIterator[aiopg.Connection]:
+        deadline = asyncio.get_running_loop().time() + self._timeout
         async with asyncio.timeout_at(deadline):
             await slots.acquire()
         try:
-            connection = await self._acquire(pool, deadline)
+            connection = await self._pool.acquire(deadline, heartbeat=slots is self._slot_of_heartbeats)
             try:
                 yield connection
+            except psycopg2.errors.ReadOnlySqlTransaction:
+                # The next one is made anew, and leads to whoever may write, if the DSN asks for that.
+                connection.close()
+                raise
             finally:
-                # Not awaited: it is released at once, and the rest waits while somebody else connects.
-                with contextlib.suppress(AssertionError):  # the pool was terminated meanwhile
-                    pool.release(connection)
+                self._pool.release(connection)
         finally:
             slots.release()
-
-    async def _acquire(self, pool: aiopg.Pool, deadline: float) -> aiopg.Connection:
-        try:
-            # One at a time: those behind a connect that failed are refused at once, instead of each trying for itself.
-            async with asyncio.timeout_at(deadline), self._door:
-                self._check_reachable()
-                connection = await pool.acquire()
-        except (AssertionError, RuntimeError) as error:
-            # One that was free died while another was made (aiopg 1.4.0, Pool._acquire); or uvloop refused a descriptor.
-            raise DatabaseUnavailable(f"no connection could be had: {error!r}") from error
-        except (psycopg2.Error, OSError, TimeoutError):
-            self._failures += 1
-            self._down_until = time.monotonic() + back_off_seconds(self._failures)
-            raise
-        self._failures = 0
-        return connection
-
-    def _check_reachable(self) -> None:
-        if self._down_until > time.monotonic() and self._failures:
-            raise DatabaseUnavailable("the database couldn't be reached a moment ago")
-
-
-def back_off_seconds(failures: int) -> float:
-    """Return how long to pause after so many failures in a row: doubled each time, up to 2 s, and up to half less.
-
-    At random, for a database that comes back is met by every process that has lost it.
-    """
-    return min(0.05 * 2.0 ** min(failures, _DOUBLINGS), _LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1)
 
 
 def login_role(dsn: str) -> str:
     """Return the role that a DSN logs in as: the one it names, or the one that libpq would take."""
-    return psycopg2.extensions.parse_dsn(dsn).get("user") or getpass.getuser()
+    return psycopg2.extensions.parse_dsn(dsn).get("user") or os.environ.get("PGUSER") or getpass.getuser()
 
 
 def _prefix(user: str | None, timeout: float) -> str:

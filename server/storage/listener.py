@@ -18,7 +18,8 @@ import psycopg2
 from server import logs
 from server.errors import StorageError
 from server.metrics import Metrics
-from server.storage.database import Database, back_off_seconds, connected, run_directly, translated_errors
+from server.storage.database import Database, connected, run_directly, translated_errors
+from server.storage.pool import back_off_seconds
 
 _LONGEST_NUMBER = 20
 
@@ -53,6 +54,7 @@ class Listener:
         """Take note; `run` does the work. The heartbeat is sent through `database`, the way real changes come."""
         self._dsn = dsn
         self._database = database
+        self._application = f"{database.application}-listener"
         self._heartbeat_channel = f"longpoll_heartbeat_{secrets.token_hex(8)}"
         self._channels = {**channels, self._heartbeat_channel: self._hear_heartbeat}
         self._restored = restored
@@ -105,7 +107,7 @@ class Listener:
         attempt = 0
         while True:
             try:
-                async with connected(self._dsn, self._timeout) as connection:
+                async with connected(self._dsn, self._timeout, self._application) as connection:
                     await self._subscribe(connection)
                     _heed_cancellation()
                     logs.log.info(logs.LISTENER_CONNECTED, attempt=attempt)

@@ -15,6 +15,7 @@ _NAME: Final = re.compile(r"(\d{4})_\w+\.sql\Z")
 # Any number will do, if nobody else uses it: processes that start together take turns by it.
 _LOCK: Final = 7_304_129_551
 _PATIENCE_SECONDS: Final = 60.0
+_APPLICATION: Final = "longpoll-migrate"
 
 _LEDGER: Final = """
 CREATE SCHEMA IF NOT EXISTS longpoll;
@@ -73,7 +74,7 @@ async def migrate(dsn: str, *, grant_to: str | None = None, migrations: list[Mig
         DatabaseUnavailable: nobody answers.
     """
     wanted = read_migrations() if migrations is None else migrations
-    async with connected(dsn, _PATIENCE_SECONDS) as connection:
+    async with connected(dsn, _PATIENCE_SECONDS, _APPLICATION) as connection:
         await _run(connection, f"SELECT pg_advisory_lock({_LOCK})")
         await _run(connection, f"SET statement_timeout = 0; {_LEDGER}")
         applied: dict[str, str] = dict(
@@ -97,7 +98,7 @@ async def pending(dsn: str) -> list[str]:
         StorageError: the role may not read what has been applied; only the one that migrates may.
         DatabaseUnavailable: nobody answers.
     """
-    async with connected(dsn, _PATIENCE_SECONDS) as connection:
+    async with connected(dsn, _PATIENCE_SECONDS, _APPLICATION) as connection:
         [(begun,)] = await _run(connection, "SELECT to_regclass('longpoll.migrations') IS NOT NULL")
         rows = await _run(connection, "SELECT name, checksum FROM longpoll.migrations ORDER BY name") if begun else []
     wanted, applied = read_migrations(), dict(rows)
