@@ -271,6 +271,11 @@ SELECT current_user::text AS role_name, r.rolsuper OR r.rolbypassrls AS unbound,
   FROM pg_roles AS r, pg_class AS c
  WHERE r.rolname = current_user AND c.oid = 'public.image_generations'::regclass;
 
+-- name: describe_session
+-- What an operator may have set for this login or database, and statements of ours depend on.
+SELECT pg_is_in_recovery() AS standby, current_setting('transaction_read_only')::boolean AS read_only,
+       current_setting('transaction_isolation') AS isolation, current_setting('row_security')::boolean AS row_security;
+
 -- name: notification_queue
 -- Asking also lets Postgres discard what every listener has read; a full queue would make each update fail.
 SELECT pg_notification_queue_usage() AS usage;

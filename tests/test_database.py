@@ -499,4 +499,7 @@ def test_a_file_of_statements_is_split_at_their_names() -> None:
 def test_the_login_role_is_the_one_that_libpq_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert login_role("postgresql://somebody@localhost/x") == "somebody"
     monkeypatch.setattr("getpass.getuser", lambda: "me")
+    monkeypatch.delenv("PGUSER", raising=False)
     assert login_role("dbname=x") == "me"
+    monkeypatch.setenv("PGUSER", "postgres")
+    assert login_role("dbname=x") == "postgres"

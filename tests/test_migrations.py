@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import psycopg2.errors
 import pytest
 
 from server import resources
-from server.errors import ConfigurationError, DatabaseUnavailable, MigrationError, StorageError
+from server.errors import ConfigurationError, DatabaseUnavailable, MigrationError
 from server.storage.database import Database
 from server.storage.embedded import EmbeddedPostgres
-from server.storage.migrations import Migration, migrate, pending, read_migrations
+from server.storage.migrations import Migration, make_login, migrate, pending, read_migrations
 from tests.conftest import database_of, execute
+from tests.pooler import pooler
 
 FIRST = Migration("0001_first.sql", "CREATE TABLE first (n integer); -- 100 % plain\nINSERT INTO first VALUES (1);\n")
 SECOND = Migration("0002_second.sql", "INSERT INTO first VALUES (2)")
@@ -189,10 +191,119 @@ async def test_the_servers_own_login_is_given_both_roles(empty_dsn: str, login: 
         execute(login, "CREATE TABLE public.own ()")
 
 
-async def test_who_may_not_read_the_ledger_is_not_told_that_everything_is_missing(empty_dsn: str, login: str) -> None:
+async def test_a_plain_login_needs_no_rights_when_nothing_is_missing(empty_dsn: str, login: str) -> None:
+    execute(empty_dsn, 'ALTER ROLE "web ""server""" NOINHERIT')
     await migrate(empty_dsn, grant_to='web "server"')
-    with pytest.raises(StorageError, match="permission denied"):
+    execute(empty_dsn, 'ALTER ROLE "web ""server""" SET default_transaction_read_only = on')  # whatever it writes fails
+    assert await pending(login) == await migrate(login) == []
+
+
+async def test_granting_what_is_granted_needs_no_right_to_grant(empty_dsn: str, login: str) -> None:
+    await migrate(empty_dsn, grant_to='web "server"')
+    assert await migrate(login, grant_to='web "server"') == []
+
+
+async def test_a_plain_login_that_finds_something_missing_says_who_may_apply_it(empty_dsn: str, login: str) -> None:
+    for dsn in (login, psycopg2.extensions.make_dsn(login, application_name="twice")):
+        with pytest.raises(
+            MigrationError, match=r"permission denied .* run `python -m server migrate` with .*admin_dsn"
+        ):
+            await migrate(dsn)
+    assert execute(empty_dsn, "SELECT to_regnamespace('longpoll')") == [(None,)]
+
+
+async def test_who_may_not_read_the_ledger_is_not_told_that_everything_is_missing(empty_dsn: str, login: str) -> None:
+    await migrate(empty_dsn)
+    with pytest.raises(MigrationError, match=r"may not see .*permission denied .* run `python -m server migrate`"):
         await pending(login)
+
+
+@pytest.mark.parametrize("roles", ["all", "none", "one"])
+async def test_a_login_is_made_once(empty_dsn: str, postgres: EmbeddedPostgres, roles: str) -> None:
+    """And given what it lacks: in data that an earlier version made, it has everything else before it has a login."""
+    name = f"made_{os.getpid()}"
+    await migrate(empty_dsn)
+    await asyncio.gather(*(make_login(empty_dsn, name) for _ in range(4)))
+    try:
+        granted = {"all": "longpoll_app, longpoll_service", "one": "longpoll_app"}.get(roles)
+        if granted:
+            execute(empty_dsn, f"GRANT {granted} TO {name}")
+        await make_login(empty_dsn, name)
+        await migrate(empty_dsn, grant_to=name)
+        login = psycopg2.extensions.make_dsn(empty_dsn, user=name)
+        await check_role(login)
+        assert execute(login, "SELECT rolsuper, rolinherit FROM pg_roles WHERE rolname = current_user") == [
+            (False,) * 2
+        ]
+    finally:
+        execute(postgres.dsn, f"DROP ROLE {name}")
+
+
+async def test_a_migration_may_take_longer_than_other_statements_of_its_login(empty_dsn: str) -> None:
+    (name,) = execute(empty_dsn, "SELECT current_database()")[0]
+    execute(empty_dsn, f"ALTER DATABASE {name} SET statement_timeout = 400")
+    slow = Migration("0001_slow.sql", "SELECT pg_sleep(0.5)")
+    assert await migrate(empty_dsn, migrations=[slow]) == [slow.name]
+
+
+# --- behind a transaction pooler
+
+
+async def test_migrating_through_a_pooler_leaves_no_lock_behind(empty_dsn: str) -> None:
+    """A session that nobody owns must not keep one: the next process would wait for it for ever."""
+    with pooler(empty_dsn) as pooled:
+        assert await migrate(pooled, migrations=[FIRST, SECOND])
+        assert await migrate(pooled, migrations=[FIRST, SECOND]) == []
+        assert execute(empty_dsn, "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+        changed = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'longpoll-migrate'"
+        assert execute(empty_dsn, changed) == [(1,)], "the pooler's session is still open"
+
+
+# --- what must hold before anything is changed
+
+
+@pytest.fixture(params=["SQL_ASCII", "LATIN1"])
+def foreign_dsn(request: pytest.FixtureRequest, postgres: EmbeddedPostgres) -> Iterator[str]:
+    """A database in another encoding."""
+    name = f"foreign_{os.getpid()}"
+    version = int(execute(postgres.dsn, "SHOW server_version_num")[0][0])
+    provider = "LOCALE_PROVIDER libc" if version >= 170000 else ""
+    locale = f"{provider} LC_COLLATE 'C' LC_CTYPE 'C'"
+    execute(postgres.dsn, f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{request.param}' {locale}")
+    yield database_of(postgres.dsn, name)
+    execute(postgres.dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def test_a_database_of_another_encoding_is_refused_untouched(foreign_dsn: str) -> None:
+    for connect in (migrate, pending, check_role):
+        with pytest.raises(
+            ConfigurationError, match=r"the database foreign_\d+ has the encoding \w+, and must have UTF8"
+        ):
+            await connect(foreign_dsn)
+    assert execute(foreign_dsn, "SELECT to_regnamespace('longpoll'), to_regnamespace('auth')") == [(None, None)]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("lock_timeout", "1"),
+        ("idle_in_transaction_session_timeout", "1"),
+        ("default_transaction_isolation", "serializable"),
+        ("search_path", "''"),
+        ("client_encoding", "LATIN1"),
+        ("datestyle", "'SQL, DMY'"),
+        ("timezone", "'Asia/Kathmandu'"),
+        ("standard_conforming_strings", "off"),
+        ("bytea_output", "escape"),
+    ],
+)
+async def test_whatever_is_set_for_the_login_that_migrates(empty_dsn: str, setting: str, value: str) -> None:
+    (name,) = execute(empty_dsn, "SELECT current_database()")[0]
+    execute(empty_dsn, f"ALTER DATABASE {name} SET {setting} = {value}")
+    names = [migration.name for migration in read_migrations()]
+    runs = await asyncio.gather(*(migrate(empty_dsn, grant_to="postgres") for _ in range(3)))
+    assert sorted(applied for run in runs for applied in run) == names
+    await check_role(empty_dsn)
 
 
 async def test_a_login_without_the_roles_is_told_what_to_do(empty_dsn: str, login: str) -> None:

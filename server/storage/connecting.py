@@ -164,8 +164,9 @@ def _check_encoding(connection: aiopg.Connection) -> None:
     raw: psycopg2.extensions.connection = connection.raw
     encoding = raw.get_parameter_status("server_encoding")
     if encoding not in {None, _ENCODING}:
+        name = raw.info.dbname
         connection.close()
         raise ConfigurationError(
-            f"the database {raw.info.dbname} has the encoding {encoding}, and must have UTF8: make one by"
+            f"the database {name} has the encoding {encoding}, and must have UTF8: make one by"
             " CREATE DATABASE … TEMPLATE template0 ENCODING 'UTF8'"
         )

@@ -97,11 +97,13 @@ async def connected(dsn: str, timeout: float, application: str) -> AsyncIterator
         await connection.close()
 
 
-async def run_directly(connection: aiopg.Connection, statement: str, timeout: float) -> list[Any]:
+async def run_directly(
+    connection: aiopg.Connection, statement: str, timeout: float, parameters: Mapping[str, object] | None = None
+) -> list[Any]:
     """Run a statement, or several in one transaction, on a connection of one's own; returns the rows of the last."""
     with translated_errors():
         async with connection.cursor(timeout=timeout) as cursor:
-            await cursor.execute(statement)
+            await cursor.execute(statement, parameters)
             return await cursor.fetchall() if cursor.description else []
 
 
@@ -114,6 +116,14 @@ class _Described:
     role_name: str
     unbound: bool
     owner: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    standby: bool
+    read_only: bool
+    isolation: str
+    row_security: bool
 
 
 class Database:
@@ -137,6 +147,7 @@ class Database:
         # So few at a time wait within the pool that all of them may be woken for each connection that comes back.
         self._slots = asyncio.Semaphore(pool_size)
         self._slot_of_heartbeats = asyncio.Semaphore(1)
+        self._corrections = ""
         self._running: set[asyncio.Task[Any]] = set()
         self.application = application
         self.statements = 0
@@ -226,8 +237,10 @@ class Database:
     async def check_role(self) -> None:
         """Make sure that the row policies bind us: an owner or a superuser would see every user's rows.
 
+        What else is set for the login and would be in the way is corrected for each statement from now on.
+
         Raises:
-            ConfigurationError: they don't, or the roles can't be taken on.
+            ConfigurationError: they don't, the roles can't be taken on, or nothing may be written.
         """
         for user in (None, "00000000-0000-0000-0000-000000000000"):
             try:
@@ -243,6 +256,14 @@ class Database:
                 raise ConfigurationError(
                     "the row policies don't bind the role of database.dsn: it owns the table or bypasses them"
                 )
+        session = await self.fetch_one("describe_session", _Session)
+        assert session is not None
+        if session.read_only:
+            raise ConfigurationError(f"nothing may be written through database.dsn: {why_read_only(session.standby)}")
+        if session.isolation != "read committed":
+            self._corrections += "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n"
+        if not session.row_security:
+            self._corrections += "SET LOCAL row_security = on;\n"
 
     async def notify(self, channel: str, payload: str) -> None:
         """Send a notification, and learn on the way how far the database's clock is from ours."""
@@ -295,7 +316,7 @@ class Database:
         async with self._connection(slots) as connection, connection.cursor(timeout=patience) as cursor:
             self.statements += 1
             await cursor.execute(
-                _prefix(user, self._timeout) + self._queries[query],
+                self._corrections + _prefix(user, self._timeout) + self._queries[query],
                 {**parameters, "_user": user, "_claims": f'{{"sub": "{user}"}}'},
             )
             if cursor.description is None:
@@ -320,6 +341,13 @@ class Database:
                 self._pool.release(connection)
         finally:
             slots.release()
+
+
+def why_read_only(standby: bool) -> str:  # noqa: FBT001 - a column of a row
+    """Say why a session may not write, and what would be right."""
+    if standby:
+        return "it leads to a standby; name all hosts in it, with target_session_attrs=read-write"
+    return "default_transaction_read_only is on; take it back with ALTER ROLE or ALTER DATABASE … RESET"
 
 
 def login_role(dsn: str) -> str:

@@ -126,7 +126,9 @@ class Listener:
             await asyncio.sleep(back_off_seconds(attempt) if attempt else 0)
 
     async def _subscribe(self, connection: aiopg.Connection) -> None:
-        await run_directly(connection, "".join(f"LISTEN {channel};" for channel in self._channels), self._timeout)
+        # It says nothing itself: what is set for the login must not close it for that.
+        statements = ["SET idle_session_timeout = 0", *(f"LISTEN {channel}" for channel in self._channels)]
+        await run_directly(connection, ";".join(statements), self._timeout)
         self._connection = connection
         self._sent_at.clear()
         self._send_heartbeat()

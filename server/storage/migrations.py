@@ -4,38 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from server import logs, resources
 from server.errors import DatabaseUnavailable, MigrationError, StorageError
-from server.storage.database import Connection, connected, run_directly
+from server.storage.database import Connection, connected, read_queries, run_directly
 
 _NAME: Final = re.compile(r"(\d{4})_\w+\.sql\Z")
-# Any number will do, if nobody else uses it: processes that start together take turns by it.
-_LOCK: Final = 7_304_129_551
 _PATIENCE_SECONDS: Final = 60.0
 _APPLICATION: Final = "longpoll-migrate"
-
-_LEDGER: Final = """
-CREATE SCHEMA IF NOT EXISTS longpoll;
-CREATE TABLE IF NOT EXISTS longpoll.migrations (
-  name       text PRIMARY KEY,
-  checksum   text NOT NULL,
-  applied_at timestamptz NOT NULL DEFAULT now()
-);
-REVOKE ALL ON longpoll.migrations FROM PUBLIC;
-"""
-# Our lock is this database's, roles are the cluster's: up to Postgres 15 two such grants at once collide.
-_GRANT: Final = """
-DO $grant$
-BEGIN
-  GRANT longpoll_app, longpoll_service TO {role};
-EXCEPTION WHEN unique_violation THEN
-  GRANT longpoll_app, longpoll_service TO {role};
-END
-$grant$
-"""
+_STATEMENTS: Final = read_queries(resources.read_text("sql", "migrate.sql"))
+_NOT_ALLOWED: Final = "42501"  # insufficient_privilege
+_REMEDY: Final = (
+    "run `python -m server migrate` with database.admin_dsn, the login that owns the schema: it applies what is"
+    " missing and grants the login of database.dsn what it needs"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,43 +52,66 @@ def read_migrations() -> list[Migration]:
 async def migrate(dsn: str, *, grant_to: str | None = None, migrations: list[Migration] | None = None) -> list[str]:
     """Apply what hasn't been applied, and return its names. Safe to run twice, and from many processes at once.
 
-    `grant_to` is the role that the server logs in as, if it isn't the one that migrates.
+    If nothing is missing it only reads, which any login may that can act as the service. `grant_to` is the role that
+    the server logs in as, if it isn't the one that migrates.
 
     Raises:
-        MigrationError: a migration fails, or one that was applied has been edited or is missing.
+        MigrationError: a migration fails, one that was applied has been edited or is missing, or this login has not
+            the rights.
+        ConfigurationError: the database has another encoding than UTF-8; nothing was changed.
         DatabaseUnavailable: nobody answers.
     """
     wanted = read_migrations() if migrations is None else migrations
+    done = []
     async with connected(dsn, _PATIENCE_SECONDS, _APPLICATION) as connection:
-        await _run(connection, f"SELECT pg_advisory_lock({_LOCK})")
-        await _run(connection, f"SET statement_timeout = 0; {_LEDGER}")
-        applied: dict[str, str] = dict(
-            await _run(connection, "SELECT name, checksum FROM longpoll.migrations ORDER BY name")
-        )
-        _check(wanted, applied)
-        pending = [migration for migration in wanted if migration.name not in applied]
-        for migration in pending:
-            await _apply(connection, migration)
+        for migration in await _missing(connection, wanted):
+            if await _apply(connection, migration):
+                done.append(migration.name)
+            else:
+                _check(wanted, await _read_ledger(connection))
         if grant_to is not None:
-            role = '"' + grant_to.replace('"', '""') + '"'
-            await _run(connection, _GRANT.format(role=role))
-    return [migration.name for migration in pending]
+            await _run(connection, _STATEMENTS["grant_roles"], {"login": grant_to})
+    return done
+
+
+async def make_login(dsn: str, login: str) -> None:
+    """Make a plain login, without a password, if there is none of this name."""
+    async with connected(dsn, _PATIENCE_SECONDS, _APPLICATION) as connection:
+        await _run(connection, _STATEMENTS["make_login"], {"login": login})
 
 
 async def pending(dsn: str) -> list[str]:
-    """Return the names of the migrations that this version needs and the database hasn't.
+    """Return the names of the migrations that this version needs and the database hasn't. Changes nothing.
 
     Raises:
-        MigrationError: one that was applied has been edited, or isn't known to this version.
-        StorageError: the role may not read what has been applied; only the one that migrates may.
+        MigrationError: one that was applied has been edited, or isn't known to this version; or this login may not
+            see what was applied.
+        ConfigurationError: the database has another encoding than UTF-8.
         DatabaseUnavailable: nobody answers.
     """
     async with connected(dsn, _PATIENCE_SECONDS, _APPLICATION) as connection:
-        [(begun,)] = await _run(connection, "SELECT to_regclass('longpoll.migrations') IS NOT NULL")
-        rows = await _run(connection, "SELECT name, checksum FROM longpoll.migrations ORDER BY name") if begun else []
-    wanted, applied = read_migrations(), dict(rows)
+        return [migration.name for migration in await _missing(connection, read_migrations())]
+
+
+async def _missing(connection: Connection, wanted: list[Migration]) -> list[Migration]:
+    applied = await _read_ledger(connection)
     _check(wanted, applied)
-    return [migration.name for migration in wanted if migration.name not in applied]
+    return [migration for migration in wanted if migration.name not in applied]
+
+
+async def _read_ledger(connection: Connection) -> dict[str, str]:
+    """Return name and checksum of what was applied."""
+    found = await _run(connection, _STATEMENTS["find_ledger"])
+    if not found:
+        return {}
+    [(readable,)] = found
+    statements = ["read_ledger"] if readable else ["become_service", "read_ledger"]
+    try:
+        return dict(await _run(connection, "".join(_STATEMENTS[name] for name in statements)))
+    except DatabaseUnavailable:
+        raise
+    except StorageError as error:
+        raise MigrationError(f"this login may not see which migrations were applied ({error}); {_REMEDY}") from error
 
 
 def _check(wanted: list[Migration], applied: dict[str, str]) -> None:
@@ -120,18 +128,26 @@ def _check(wanted: list[Migration], applied: dict[str, str]) -> None:
             )
 
 
-async def _apply(connection: Connection, migration: Migration) -> None:
-    # Both are of our own making: a file name that matched, and a digest.
-    record = f"INSERT INTO longpoll.migrations (name, checksum) VALUES ('{migration.name}', '{migration.checksum}')"  # noqa: S608
+async def _apply(connection: Connection, migration: Migration) -> bool:
+    """Apply a migration and return True; False if another process has just done it."""
     try:
-        # Several statements in one message are one transaction, the record of it included.
-        await _run(connection, f"{migration.text}\n;{record}")
+        # Several statements in one message are one transaction. The text itself has no parameters, but may have a %.
+        statements = (
+            _STATEMENTS["begin_migration"],
+            _STATEMENTS["record_migration"],
+            migration.text.replace("%", "%%"),
+        )
+        await _run(connection, "\n".join(statements), {"name": migration.name, "checksum": migration.checksum})
     except DatabaseUnavailable:
         raise
     except StorageError as error:
-        raise MigrationError(f"{migration.name} failed and was undone: {error}") from error
+        if migration.name in await _read_ledger(connection):
+            return False
+        remedy = f"; {_REMEDY}" if getattr(error.__cause__, "pgcode", None) == _NOT_ALLOWED else ""
+        raise MigrationError(f"{migration.name} failed and was undone: {error}{remedy}") from error
     logs.log.info(logs.MIGRATION_APPLIED, name=migration.name)
+    return True
 
 
-async def _run(connection: Connection, statement: str) -> list[Any]:
-    return await run_directly(connection, statement, _PATIENCE_SECONDS)
+async def _run(connection: Connection, statement: str, parameters: Mapping[str, object] | None = None) -> list[Any]:
+    return await run_directly(connection, statement, _PATIENCE_SECONDS, parameters)
