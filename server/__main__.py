@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from server import __version__, config, descriptors, event_loop, logs, serving, supervising
 from server.doctor import examination
@@ -22,6 +22,9 @@ from server.loadtest import options as loadtest
 from server.storage import data_folder
 from server.storage.embedded import EmbeddedPostgres
 from server.storage.embedded_watchdog import keeping_it_running
+
+# Not "longpoll": "$user" would put the schema of that name into its search path.
+_EMBEDDED_LOGIN: Final = "longpoll_login"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
     serves = options.command in {"serve", "worker"}
     if serves or not settings.database.dsn:
         data_folder.prepare(settings.database.data_dir)
-    with _postgres(settings) as (dsn, where, embedded):
+    with _postgres(settings) as (settings, dsn, where, embedded):
         kind = settings.server.event_loop if serves and options.processes == 1 else event_loop.ASYNCIO
         return event_loop.run(lambda: keeping_it_running(embedded, _work(options, settings, dsn, where)), kind)
 
@@ -102,16 +105,17 @@ def _config_file(given: Path | None) -> Path | None:
 
 
 @contextlib.contextmanager
-def _postgres(settings: config.Config) -> Iterator[tuple[str, str, EmbeddedPostgres | None]]:
-    """Give the DSN and where its data lies: of the configured Postgres, or of the embedded one while the block runs."""
+def _postgres(settings: config.Config) -> Iterator[tuple[config.Config, str, str, EmbeddedPostgres | None]]:
+    """Give the settings, the DSN and where its data lies: of the configured Postgres, or the embedded one for the block."""
     database = settings.database
     if database.dsn:
-        yield database.dsn, "in the configured Postgres", None
+        yield settings, database.dsn, "in the configured Postgres", None
         return
     postgres_bin = Path(database.postgres_bin) if database.postgres_bin else None
     # Before any thread is started: it ends with the thread that started it, and that is to be the main one.
     with EmbeddedPostgres(Path(database.data_dir).absolute(), postgres_bin=postgres_bin) as embedded:
-        yield embedded.dsn, f"in {embedded.location.data}", embedded
+        migrating = settings.replace(database={"admin_dsn": embedded.dsn})
+        yield migrating, embedded.dsn_of(_EMBEDDED_LOGIN), f"in {embedded.location.data}", embedded
 
 
 def _load(options: argparse.Namespace) -> int:

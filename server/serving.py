@@ -142,6 +142,8 @@ async def bring_up_to_date(config: Config, dsn: str) -> list[str]:
     database = config.database
     if not database.admin_dsn:
         return await migrations.migrate(dsn)
+    if not database.dsn:  # the embedded Postgres, where nobody else would make it
+        await migrations.make_login(database.admin_dsn, login_role(dsn))
     return await migrations.migrate(database.admin_dsn, grant_to=login_role(dsn))
 
 

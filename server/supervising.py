@@ -63,6 +63,7 @@ def _environment(config: Config, dsn: str, port: int, number: int) -> Mapping[st
     workers = config.generation.workers if number == 1 else 0
     ours = {
         "DATABASE__DSN": dsn,
+        "DATABASE__ADMIN_DSN": "",  # we have migrated: they need no right to
         "SERVER__PORT": str(port),
         "SERVER__REUSE_PORT": "true",
         "GENERATION__WORKERS": str(workers),

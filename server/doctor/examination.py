@@ -14,6 +14,8 @@ from server.doctor import machine, postgres, site
 from server.doctor.deployment import Deployment
 from server.doctor.report import Finding, Report, Verdict, failed, skipped
 from server.errors import DatabaseUnavailable, ServerError
+from server.storage import migrations
+from server.storage.database import login_role
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ async def run(config: Config, dsn: str, url: str) -> int:
     logs.configure(dataclasses.replace(config.logging, level="error"))
     # What a dying connection complains of beside a check is what the check itself finds.
     asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    if not config.database.dsn:  # data of an earlier version don't know the login of the embedded Postgres yet
+        await migrations.make_login(config.database.admin_dsn, login_role(dsn))
     return await examine(Deployment(config, dsn, url.rstrip("/")), Report(sys.stdout))
 
 

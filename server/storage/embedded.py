@@ -147,7 +147,11 @@ class EmbeddedPostgres:
     @property
     def dsn(self) -> str:
         """Return the connection string of the superuser `postgres`, for libpq."""
-        return f"host={self.location.sockets} port=5432 user=postgres dbname=postgres"
+        return self.dsn_of("postgres")
+
+    def dsn_of(self, login: str) -> str:
+        """Return that of another login. None has a password: the socket's folder is the account's alone."""
+        return f"host={self.location.sockets} port=5432 user={login} dbname=postgres"
 
     @property
     def owned(self) -> bool:
