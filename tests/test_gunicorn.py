@@ -92,7 +92,9 @@ async def test_two_workers_of_gunicorns_have_one_painter_and_the_other_follows(
 
 def _backends(sql: Sql) -> list[tuple[str]]:
     """Return the processes that listen: one connection each."""
-    return sql("SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%%' AND datname = current_database()")
+    return sql(
+        "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%%-listener' AND datname = current_database()"
+    )
 
 
 def _process_of(worker: str) -> int:
