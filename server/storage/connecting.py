@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import aiopg
 import aiopg.connection
+import psycopg2
 import psycopg2.extensions
 
 from server.errors import ConfigurationError
@@ -47,27 +48,30 @@ def options(application: str) -> dict[str, Any]:
 async def connect(dsn: str, timeout: float, application: str) -> aiopg.Connection:
     """Connect to the first host of the DSN that answers and has the `target_session_attrs` that it asks for.
 
-    Hosts that refuse are passed over by libpq. One that says nothing is given up when its share of the time is over,
-    and the others are tried without it.
+    libpq itself passes over hosts that refuse a connection. One that says nothing is given up when its share of the
+    time is over; after that, and after one that broke off or didn't let us in, the others are tried without it.
 
     Raises:
         TimeoutError: nobody answered in time.
+        psycopg2.OperationalError: nobody let us in; of several errors, the first.
         ConfigurationError: the database has another encoding than UTF-8.
     """
-    deadline = asyncio.get_running_loop().time() + timeout
-    hosts = _Hosts(dsn)
+    deadline, hosts = asyncio.get_running_loop().time() + timeout, _Hosts(dsn)
+    first: Exception | None = None
     while True:
         connection = _Connection(
             hosts.dsn, timeout, enable_hstore=False, enable_json=False, enable_uuid=False, **options(application)
         )
         try:
             await connection.open(deadline, len(hosts))
-        except TimeoutError:
+        except (TimeoutError, psycopg2.OperationalError) as error:
+            silent = isinstance(error, TimeoutError)
+            first = first or (TimeoutError(f"no answer within {timeout:g} s") if silent else error)
             if not hosts.drop(*connection.place):
-                raise TimeoutError(f"no answer within {timeout:g} s") from None
-            continue
-        _check_encoding(connection)
-        return connection
+                raise first from None
+        else:
+            _check_encoding(connection)
+            return connection
 
 
 class _Hosts:
