@@ -3,7 +3,7 @@
 A handler is always installed; from phase to phase it is only replaced by another, so that no signal meets a gap:
 
     modules are being imported        the process exits at once: there is nothing to clean up
-    a command runs                    `Interrupted` is raised in the main thread
+    a command runs                    `Interrupted` is raised in the main thread, and again where Python ignores it
     a command's coroutine runs        its task is canceled, and then `Interrupted` raised
     a server or a worker is running   an Event is set: drain, stop, exit code 0
 
@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Final, TypeVar
@@ -27,6 +28,7 @@ T = TypeVar("T")
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A wrapper (make, npm, uv) passes on the Ctrl-C that the terminal has sent to its whole group: twice is once then.
 _SAME_SECONDS: Final = 0.5
+_AGAIN_SECONDS: Final = 0.01
 
 
 class Interrupted(KeyboardInterrupt):
@@ -51,8 +53,31 @@ def exit_at_once() -> None:
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
     """Raise `Interrupted` in the main thread when the process is told to stop while the block runs."""
-    with handling(_raise):
+    with _raised_again_if_ignored(), handling(_raise):
         yield
+
+
+@contextlib.contextmanager
+def _raised_again_if_ignored() -> Iterator[None]:
+    """Raise an `Interrupted` once more if it came where Python ignores exceptions: in a finalizer, in a callback of fork()."""
+    ignored: list[Interrupted] = []
+    report = sys.unraisablehook
+
+    def note(unraisable: Any) -> None:
+        if isinstance(unraisable.exc_value, Interrupted):
+            ignored.append(unraisable.exc_value)
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)  # an exception of this very hook would be ignored, too
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = note
+    before = signal.signal(signal.SIGALRM, lambda _number, _frame: _raise(ignored[-1].number))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        sys.unraisablehook = report
 
 
 @contextlib.contextmanager

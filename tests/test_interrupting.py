@@ -237,6 +237,27 @@ def test_what_a_killed_supervisor_leaves_ends_even_if_signals_were_ignored(comma
         _until_it_is_alone(command.folder)
 
 
+# Where it comes ----------------------------------------------------------------------------------------------------------
+
+
+class _Finalized:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_interrupt_where_python_ignores_exceptions_is_raised_again() -> None:
+    """A finalizer stands for the callbacks of fork(), in which the sweep has met it."""
+    hook = sys.unraisablehook
+
+    def finalize_and_wait() -> None:
+        _Finalized()
+        time.sleep(5)
+
+    with pytest.raises(signals.Interrupted, match="SIGTERM"), signals.raising():
+        finalize_and_wait()
+    assert sys.unraisablehook is hook
+
+
 # More than one signal ---------------------------------------------------------------------------------------------------
 
 
