@@ -10,7 +10,7 @@ from typing import Final
 
 from server import logs
 from server.config import Config
-from server.doctor import machine, postgres, site
+from server.doctor import changes, machine, postgres, site
 from server.doctor.deployment import Deployment
 from server.doctor.report import Finding, Report, Verdict, failed, skipped
 from server.errors import DatabaseUnavailable, ServerError
@@ -37,7 +37,9 @@ CHECKS: Final = (
     Check("queue", postgres.check_queue, ("database",)),
     Check("descriptors", machine.check_descriptors),
     Check("site", site.check_site),
+    Check("origin", changes.check_origin, ("site",)),
     Check("hold", site.check_hold, ("site", "roles")),
+    Check("upload", changes.check_upload, ("site", "roles")),
 )
 
 
@@ -74,4 +76,4 @@ async def _look(check: Check, deployment: Deployment) -> Finding:
     except ServerError as error:
         return failed(f"this can't be looked at: {error}", "mend what it says, and run this again")
     except Exception as error:  # noqa: BLE001 - a doctor who faints helps nobody
-        return failed(f"the check itself broke: {type(error).__name__}: {error}", "report this as a bug")
+        return failed(f"the check itself broke: {type(error).__name__}: {str(error)[:500]}", "report this as a bug")

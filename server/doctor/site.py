@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +17,11 @@ from server.doctor.waiting_task import waiting_task
 _ANSWER_SECONDS: Final = 10.0
 _PATIENCE_SECONDS: Final = 15.0
 _LATE_SECONDS: Final = 2.0
+# What its settings say can't be seen from here; of a single server in an upstream it asks on anyway.
+_NGINX: Final = (
+    ", through nginx: if that has several servers in an upstream, write max_fails=0 behind each, or none of them is asked"
+    " for 10 s after it has restarted"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,7 @@ class Reply:
     status: int
     body: bytes
     seconds: float
+    sender: str = ""
 
     def object(self) -> dict[str, Any]:
         """Return the JSON object in the body, or an empty one: it may be somebody else's page."""
@@ -49,14 +56,31 @@ async def get(url: str, seconds: float, *, token: str = "", **query: str) -> Rep
     Raises:
         NoReply: none came within these seconds.
     """
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return await _send("GET", url, seconds, _bearer(token), params=query)
+
+
+async def post(url: str, seconds: float, body: object, *, token: str = "", origin: str = "") -> Reply:
+    """Send a body once; with an origin, as a page of that one would.
+
+    Raises:
+        NoReply: none came within these seconds.
+    """
+    return await _send("POST", url, seconds, {**_bearer(token), **({"Origin": origin} if origin else {})}, data=body)
+
+
+def _bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"} if token else {}
+
+
+async def _send(method: str, url: str, seconds: float, headers: Mapping[str, str], **what: Any) -> Reply:
     begun, timeout = time.perf_counter(), aiohttp.ClientTimeout(total=seconds)
     try:
         async with (
             aiohttp.ClientSession(timeout=timeout, middlewares=[_only_once]) as session,
-            session.get(url, params=query, headers=headers, allow_redirects=False) as reply,
+            session.request(method, url, headers=headers, allow_redirects=False, **what) as reply,
         ):
-            return Reply(reply.status, await reply.read(), time.perf_counter() - begun)
+            sender = reply.headers.get("Server", "")
+            return Reply(reply.status, await reply.read(), time.perf_counter() - begun, sender)
     except TimeoutError:
         raise NoReply("nobody answered", time.perf_counter() - begun) from None
     except aiohttp.ClientConnectorError as error:
@@ -86,7 +110,7 @@ async def check_site(deployment: Deployment) -> Finding:
             f"{deployment.url} can't be reached: {error}", "see that the proxy and the server run, or correct --url"
         )
     if reply.status == 200 and reply.object().get("status") == "ok":
-        return ok(f"{deployment.url} answers")
+        return ok(f"{deployment.url} answers{_NGINX if reply.sender.startswith('nginx') else ''}")
     return failed(
         f"{deployment.url}/healthz answers {reply.status}, not as this server does",
         "give --url as browsers see it, and see that the proxy passes everything on and that the server runs",

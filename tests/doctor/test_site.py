@@ -21,6 +21,7 @@ from tests.doctor.nginx import nginx
 InFront = Callable[[str], AbstractAsyncContextManager[str]]
 SHORT = {"hold_seconds": 0.3}
 LONG = {"hold_seconds": 30.0}
+SET_UP_WELL = "proxy_set_header Host $http_host; client_max_body_size 12m; "
 
 
 def url_of(person: Person) -> str:
@@ -29,17 +30,17 @@ def url_of(person: Person) -> str:
 
 @pytest.fixture
 def in_front(tmp_path: Path, alice: Person) -> InFront:
-    """Put nginx before Alice's server: `async with in_front("proxy_read_timeout 1s;") as url`."""
+    """Put nginx, set up well but for this, before Alice's server: `async with in_front("proxy_read_timeout 1s;") as url`."""
     folder = tmp_path / "nginx"
     folder.mkdir()
-    return lambda directives: nginx(folder, alice.http.server.port or 0, directives)
+    return lambda directives: nginx(folder, alice.http.server.port or 0, SET_UP_WELL + directives)
 
 
 async def test_a_poll_that_lasts_is_ok(alice: Person, examined: Examine) -> None:
     examination = await examined(url=url_of(alice), polling=SHORT)
     assert examination.sound
     assert "a poll was held for 0." in examination["hold"]
-    assert examination.sum == "10 ok, 0 skipped, 0 WARNING, 0 FAILED"
+    assert examination.sum == "12 ok, 0 skipped, 0 WARNING, 0 FAILED"
 
 
 async def test_the_poll_leaves_nothing_but_an_account_that_nobody_can_log_in_to(
@@ -62,9 +63,11 @@ async def test_workers_leave_the_task_of_the_poll_alone(start: Start, examined: 
     assert (await examined(url=str(client.make_url("")).rstrip("/"), polling=SHORT)).sound
 
 
-async def test_nginx_as_it_comes_is_ok(examined: Examine, in_front: InFront) -> None:
+async def test_nginx_that_is_set_up_well_is_ok_and_its_max_fails_are_told(examined: Examine, in_front: InFront) -> None:
     async with in_front("") as url:
-        assert (await examined(url=url, polling=SHORT)).sound
+        examination = await examined(url=url, polling=SHORT)
+    assert examination.sound, examination.text
+    assert "through nginx: if that has several servers in an upstream, write max_fails=0" in examination["site"]
 
 
 async def test_nginx_that_gives_up_before_the_hold_ends_is_told(examined: Examine, in_front: InFront) -> None:
