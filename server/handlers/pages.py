@@ -11,7 +11,8 @@ from server.errors import NotFound, NotSignedIn, TaskNotFound
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.handlers import parameters
 from server.handlers.login import safe_target
-from server.handlers.tasks import CLIENT_MARGIN_SECONDS, MAX_PROMPT, read_page
+from server.handlers.orders import MAX_PROMPT
+from server.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
 from server.identity import find_user, signed_in_user
 from server.keys import CONFIG, TASKS, TRACE
 from server.replies import page

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import contextlib
 import math
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from typing import Final, TypeVar
 
 import orjson
@@ -21,6 +22,12 @@ from server.waiting.answers import Until
 T = TypeVar("T")
 
 MAX_JSON_BYTES: Final = 64 * 1024
+CHARSET_FIELD: Final = "_charset_"  # a form says in it how its texts are encoded (HTML, RFC 7578)
+# As browsers take the names. No others: Python knows codecs that no text is encoded with.
+_CHARSETS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("utf-8", "utf8", "us-ascii", "ascii"), "utf-8"),
+    **dict.fromkeys(("iso-8859-1", "latin1", "windows-1252"), "windows-1252"),
+}
 _TASK_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _WAIT_PREFERENCE: Final = re.compile(
     r"""(?:^|[,;])\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=$|[,;])""", re.IGNORECASE | re.ASCII
@@ -93,13 +100,43 @@ async def json_object(request: web.Request, *, known: frozenset[str]) -> dict[st
     if len(body) > MAX_JSON_BYTES:
         raise PayloadTooLarge(f"The body may have at most {MAX_JSON_BYTES} bytes.")
     try:
-        value = orjson.loads(body)
+        value = orjson.loads(body.removeprefix(codecs.BOM_UTF8))
     except orjson.JSONDecodeError:
         raise BadRequest("The body isn't JSON.") from None
     if not isinstance(value, dict):
         raise BadRequest("The body must be a JSON object.")
     refuse_unknown(set(value), known)
     return value
+
+
+async def urlencoded_form(request: web.Request, *, known: frozenset[str]) -> dict[str, str]:
+    """Return the fields of an application/x-www-form-urlencoded body, which has no others than the known ones."""
+    _codec(request.charset or "utf-8")
+    try:
+        form = await read_within(request, request.post())
+    except ValueError:
+        raise BadRequest("The form must be UTF-8.") from None
+    fields = {name: str(value) for name, value in form.items()}
+    if len(fields) < len(form):
+        raise BadRequest("A field of the form is there twice.")
+    _codec(fields.pop(CHARSET_FIELD, "utf-8"))
+    refuse_unknown(set(fields), known)
+    return fields
+
+
+def form_text(content: bytes, charset: str) -> str:
+    """Return the text of a form's field."""
+    try:
+        return content.decode(_codec(charset))
+    except UnicodeDecodeError:
+        raise BadRequest(f"The fields of the form must be {charset.upper()}.") from None
+
+
+def _codec(charset: str) -> str:
+    try:
+        return _CHARSETS[charset.strip().lower()]
+    except KeyError:
+        raise BadRequest(f"A form must be UTF-8, not {charset[:40]}.") from None
 
 
 def refuse_unknown(names: set[str], known: frozenset[str]) -> None:

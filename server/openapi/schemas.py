@@ -8,7 +8,7 @@ from typing import Final
 from server.errors import Problem
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.handlers.login import MAX_EMAIL, MAX_PASSWORD, MAX_TOKEN_NAME, MIN_PASSWORD
-from server.handlers.tasks import MAX_PROMPT, MAX_SEED
+from server.handlers.orders import MAX_PROMPT, MAX_SEED
 from server.openapi.parts import Json, schema
 from server.poll_replies import LONGEST_RETRY_AFTER_MS
 from server.storage.tasks import STATUSES
@@ -18,6 +18,10 @@ _TEXT: Final[Json] = {"type": "string"}
 _FLAG: Final[Json] = {"type": "boolean"}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
 _SECONDS: Final[Json] = {"type": "number", "minimum": 0}
+_PROMPT: Final = (
+    "Line ends become line feeds and the ends are trimmed before it is counted and kept. Something of it must be seen."
+    " Without NUL."
+)
 _MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
 
 
@@ -151,7 +155,7 @@ def _order(*, multipart: bool) -> Json:
     digits: Json = {"type": "string", "pattern": "^[0-9]{0,16}$"}
     image = "PNG, JPEG or WebP, up to 10 MiB and 16 megapixels; what `advanced` builds on."
     properties: Json = {
-        "prompt": {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "description": "Trimmed; without NUL."},
+        "prompt": {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT, "description": _PROMPT},
         "seed": {
             "anyOf": [digits, seed, *([] if multipart else [{"type": "null"}])],
             "description": "The same seed and prompt make the same picture. Random if there is none.",

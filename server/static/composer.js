@@ -2,15 +2,13 @@
 /** The form that describes a picture: its fields, their limits, and what it sends. */
 
 import { Submission } from "./submission.js";
+import { lengthOf, showsNothing, tidy } from "./texts.js";
 
 const PICTURE_TYPES = ["image/png", "image/jpeg", "image/webp"];
 const PICTURE_BYTES = 10 * 1024 * 1024;
 
 /** @param {string} id @returns {any} */
 const byId = (id) => document.getElementById(id);
-
-/** @param {string} text in characters as the server counts them, not in UTF-16 units */
-const lengthOf = (text) => [...text].length;
 
 /** @param {string} text nothing, or a whole number that JavaScript holds exactly */
 const isSeed = (text) => /^\d*$/.test(text) && Number.isSafeInteger(Number(text));
@@ -59,7 +57,7 @@ export class Composer {
   }
 
   count() {
-    const length = lengthOf(this.prompt.value.trim());
+    const length = lengthOf(tidy(this.prompt.value));
     const hint = byId("prompt-count");
     hint.textContent = `${length} / ${this.maxPrompt}`;
     hint.classList.toggle("is-over", length > this.maxPrompt);
@@ -109,10 +107,10 @@ export class Composer {
 
   /** Whether the form may be sent; otherwise the first fault has the focus. */
   validate() {
-    const length = lengthOf(this.prompt.value.trim());
-    const over = length > this.maxPrompt ? `At most ${this.maxPrompt} characters, please.` : "";
-    const promptFault = length === 0 ? "Please describe a picture." : over;
-    const seedFault = this.type === "advanced" && !isSeed(this.seed.value.trim()) ? "A whole number, please." : "";
+    const prompt = tidy(this.prompt.value);
+    const over = lengthOf(prompt) > this.maxPrompt ? `At most ${this.maxPrompt} characters, please.` : "";
+    const promptFault = showsNothing(prompt) ? "Please describe a picture." : over;
+    const seedFault = this.type === "advanced" && !isSeed(tidy(this.seed.value)) ? "A whole number, please." : "";
     this.showFieldError("prompt", promptFault);
     this.showFieldError("seed", seedFault);
     if (promptFault) this.prompt.focus();
@@ -124,8 +122,8 @@ export class Composer {
     if (!this.validate()) return;
     const form = new FormData(this.form);
     form.delete("type");
-    form.set("prompt", this.prompt.value.trim());
-    if (form.has("seed")) form.set("seed", this.seed.value.trim());
+    form.set("prompt", tidy(this.prompt.value));
+    if (form.has("seed")) form.set("seed", tidy(this.seed.value));
     if (!form.get("seed")) form.delete("seed");
     const file = form.get("reference_image");
     if (!(file instanceof File) || file.size === 0) form.delete("reference_image");
