@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from server.errors import ImageRejected, PayloadTooLarge, Problem, UnsupportedMedia
 from server.generation.reference import MAX_BYTES, MAX_EDGE, MAX_PIXELS, clean_reference
+from tests.profiles import inverted_cmyk, linear_grey, swapped_profile
 
 
 def drawn(mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> Image.Image:
@@ -45,6 +46,11 @@ def png(width: int, height: int, *extra: bytes, rows: bytes = b"") -> bytes:
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     pixels = chunk(b"IDAT", zlib.compress(rows or bytes((width + 1) * height)))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(extra) + pixels + chunk(b"IEND", b"")
+
+
+def webp_header(width: int, height: int) -> bytes:
+    body = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 1000) + b"WEBPVP8X" + struct.pack("<I", 10) + body + bytes(200)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
@@ -97,11 +103,6 @@ def test_too_many_bytes_are_refused_unread() -> None:
 def test_exactly_the_allowed_bytes_pass() -> None:
     content = encoded(drawn())
     assert clean_reference(content + bytes(MAX_BYTES - len(content)))
-
-
-def webp_header(width: int, height: int) -> bytes:
-    body = bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    return b"RIFF" + struct.pack("<I", 1000) + b"WEBPVP8X" + struct.pack("<I", 10) + body + bytes(200)
 
 
 def jpeg_claiming(width: int, height: int) -> bytes:
@@ -197,6 +198,63 @@ def test_no_metadata_survives() -> None:
     assert not opened(clean).info
 
 
+# Text and workflows in the file ---------------------------------------------------------------------------------------
+
+
+def text_chunks(size: int) -> list[bytes]:
+    """Return the chunks in which programs keep how a picture was made."""
+    words = np.random.default_rng(2).integers(32, 127, size, dtype=np.uint8).tobytes()
+    return [
+        chunk(b"tEXt", b"workflow\0" + words),
+        chunk(b"zTXt", b"prompt\0\0" + zlib.compress(words)),
+        chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(words)),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(words)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_png_may_carry_megabytes_of_text(number: int) -> None:
+    """Programs that make pictures keep their whole workflow in them."""
+    assert opened(clean_reference(png(8, 8, text_chunks(2_000_000)[number]))).size == (8, 8)
+
+
+def test_a_thousand_texts_cost_nothing() -> None:
+    extra = [chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(1_000_000), 9))] * 1000
+    tracemalloc.start()
+    try:
+        assert opened(clean_reference(png(8, 8, *extra))).size == (8, 8)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_damaged_text_does_not_spoil_a_good_picture() -> None:
+    broken = chunk(b"zTXt", b"prompt\0\0no zlib")[:-1] + b"?"
+    assert opened(clean_reference(png(8, 8, broken))).size == (8, 8)
+
+
+# Broken files ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x89PNG\r\n\x1a\n" + b"kjuj" * 20,
+        png(8, 8)[:18] + b"\xff\xff" + png(8, 8)[20:],
+        webp_header(1 << 24, 1 << 24),
+        b"RIFF" + struct.pack("<I", 1000) + b"WEBPVP8 " + b"kjuj" * 20,
+        b"RIFF" + struct.pack("<I", 1000) + b"WEBPVP8L" + b"kjuj" * 20,
+        b"RIFF" + struct.pack("<I", 1000) + b"WEBPkjuj" + b"kjuj" * 20,
+        b"RIFF" + struct.pack("<I", 1000) + b"WEBPVP8X",
+    ],
+    ids=["words", "a flipped bit", "no canvas", "no frame", "no lossless frame", "no kind", "no body"],
+)
+def test_a_broken_file_claims_no_size(content: bytes) -> None:
+    with pytest.raises(ImageRejected) as caught:
+        clean_reference(content)
+    assert str(caught.value) == "The image file is damaged or incomplete."
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_spoil_a_good_picture() -> None:
     content = encoded(drawn(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
@@ -263,6 +321,9 @@ VALID = [
     encoded(drawn("CMYK"), "JPEG", progressive=True),
     encoded(drawn(), "WEBP"),
     encoded(drawn("RGBA"), "WEBP", lossless=True),
+    encoded(drawn("RGBA"), "PNG", icc_profile=swapped_profile()),
+    encoded(drawn("L"), "PNG", icc_profile=linear_grey()),
+    encoded(drawn("CMYK"), "JPEG", icc_profile=inverted_cmyk()),
 ]
 
 

@@ -1,7 +1,7 @@
 """The reference image a person uploads: checked, stripped of everything but its pixels, made small.
 
 What a file calls itself counts for nothing, its content alone does. Nothing is decoded before the header's size is
-known to be acceptable.
+known to be acceptable. The pixels come out as the colours that a browser shows: converted to sRGB by the file's profile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from server.errors import ImageRejected, PayloadTooLarge, UnsupportedMedia
 
@@ -24,6 +24,9 @@ MAX_PIXELS = 16_000_000
 MAX_EDGE = 1536
 """The longer edge of what is kept, in pixels."""
 
+MAX_PROFILE = 4 * 1024 * 1024
+"""The largest colour profile that is applied, in bytes; a larger one counts as none."""
+
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _ACCEPTED = "Accepted are PNG, JPEG and WebP."
 _ALLOWED = f"at most {MAX_PIXELS // 1_000_000} million pixels are allowed."
@@ -31,8 +34,12 @@ _BROKEN = "The image file is damaged or incomplete."
 _PILLOW_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, KeyError, IndexError, TypeError,
     AttributeError, OverflowError, AssertionError, NotImplementedError, RuntimeError, MemoryError,
+    ImageCms.PyCMSError,
     UserWarning,  # where warnings are errors
 )  # fmt: skip
+_PNG = b"\x89PNG\r\n\x1a\n"
+# What a PNG's pixels and their orientation are made of. Texts, which may be workflows of many megabytes, are left unread.
+_PNG_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"})
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -75,8 +82,11 @@ def clean_reference(content: bytes) -> bytes:
         raise UnsupportedMedia(f"This is {_kind_of(content)}. {_ACCEPTED}")
     if (size := _declared_size(content)) is not None:
         _check_size(*size)
+    profile = None
+    if content.startswith(_PNG):
+        content, profile = _bare_png(content)
     try:
-        return _reencoded(content)
+        return _reencoded(content, profile)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageRejected(f"The image is too large; {_ALLOWED}") from error
     except _PILLOW_ERRORS as error:
@@ -84,7 +94,7 @@ def clean_reference(content: bytes) -> bytes:
 
 
 def _is_accepted(content: bytes) -> bool:
-    if content.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+    if content.startswith((_PNG, b"\xff\xd8\xff")):
         return True
     return content[:4] == b"RIFF" and content[8:12] == b"WEBP"
 
@@ -106,21 +116,37 @@ def _is_text(start: bytes) -> bool:
 
 
 def _declared_size(content: bytes) -> tuple[int, int] | None:
-    """Return the width and height that the header of a PNG or WebP names.
+    """Return the width and height that the header of a PNG or WebP names; for a JPEG None.
 
     Pillow reserves a WebP's whole canvas on opening, and warns of a large PNG; of a JPEG it reads only the header.
+
+    Raises:
+        ImageRejected: what stands in the header's place is none.
     """
-    if content.startswith(b"\x89PNG") and len(content) >= 24:
-        return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
-    kind = content[12:16]
-    if content[:4] != b"RIFF" or len(content) < 30:
-        return None
-    if kind == b"VP8X":
-        return int.from_bytes(content[24:27], "little") + 1, int.from_bytes(content[27:30], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(content[21:25], "little")
+    if content.startswith(_PNG):
+        return _size_of_png(content)
+    return _size_of_webp(content) if content.startswith(b"RIFF") else None
+
+
+def _size_of_png(content: bytes) -> tuple[int, int]:
+    header = content[12:29]
+    if content[8:16] != b"\0\0\0\rIHDR" or content[29:33] != zlib.crc32(header).to_bytes(4, "big"):
+        raise ImageRejected(_BROKEN)
+    return int.from_bytes(header[4:8], "big"), int.from_bytes(header[8:12], "big")
+
+
+def _size_of_webp(content: bytes) -> tuple[int, int]:
+    kind, body = content[12:16], content[20:30]
+    if kind == b"VP8X" and len(body) == 10:
+        width, height = int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+        if width * height < 2**32:  # as the format demands
+            return width, height
+    elif kind == b"VP8L" and body[:1] == b"\x2f":
+        bits = int.from_bytes(body[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    return int.from_bytes(content[26:28], "little") & 0x3FFF, int.from_bytes(content[28:30], "little") & 0x3FFF
+    elif kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    raise ImageRejected(_BROKEN)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -128,14 +154,38 @@ def _check_size(width: int, height: int) -> None:
         raise ImageRejected(f"The image is {width} x {height} pixels; {_ALLOWED}")
 
 
-def _reencoded(content: bytes) -> bytes:
+def _bare_png(content: bytes) -> tuple[bytes, bytes | None]:
+    """Return a PNG with nothing in it but its pixels, and its colour profile."""
+    kept, profile, place = [_PNG], None, len(_PNG)
+    while place + 8 <= len(content):
+        kind = content[place + 4 : place + 8]
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if kind in _PNG_CHUNKS:
+            kept.append(content[place:end])
+        elif kind == b"iCCP":
+            profile = _inflated(content[place + 8 : end - 4].partition(b"\0")[2][1:])
+        place = len(content) if kind == b"IEND" else end
+    return b"".join(kept), profile
+
+
+def _inflated(squeezed: bytes) -> bytes | None:
+    try:
+        return zlib.decompressobj().decompress(squeezed, MAX_PROFILE + 1)
+    except zlib.error:
+        return None
+
+
+def _reencoded(content: bytes, profile: bytes | None) -> bytes:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         _check_size(*image.size)
         image.draft("RGB", (MAX_EDGE, MAX_EDGE))  # lets a JPEG be decoded at half size, when that is enough
         image.load()
         turn = _UPRIGHT.get(_orientation(image))
-        plain = _eight_bits(image)
-    plain.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+        profile = profile or image.info.get("icc_profile")
+        grey = image.mode[:1] in {"1", "L", "I"}
+        pixels = image if image.mode == "CMYK" else _eight_bits(image)
+        pixels.thumbnail((MAX_EDGE, MAX_EDGE), Image.Resampling.LANCZOS)
+        plain = _in_srgb(pixels, profile, grey=grey)
     if turn is not None:
         plain = plain.transpose(turn)
     # A fresh image has pixels only: no EXIF, comment, profile, text
@@ -144,6 +194,29 @@ def _reencoded(content: bytes) -> bytes:
     written = io.BytesIO()
     bare.save(written, "PNG", compress_level=4)
     return written.getvalue()
+
+
+def _in_srgb(pixels: Image.Image, profile: bytes | None, *, grey: bool) -> Image.Image:
+    """Return RGB, RGBA or CMYK as RGB or RGBA, its colours converted if it has a profile that fits it, as browsers do."""
+    converted = None
+    if profile is not None and len(profile) <= MAX_PROFILE:
+        try:
+            converted = _converted(pixels, ImageCms.ImageCmsProfile(io.BytesIO(profile)), grey=grey)
+        except _PILLOW_ERRORS:
+            converted = None  # a damaged profile says nothing about good pixels, nor does one of another colour space
+    if converted is None:
+        return pixels.convert("RGB") if pixels.mode == "CMYK" else pixels
+    if pixels.mode == "RGBA":
+        converted.putalpha(pixels.getchannel("A"))
+    return converted
+
+
+def _converted(pixels: Image.Image, source: ImageCms.ImageCmsProfile, *, grey: bool) -> Image.Image | None:
+    target = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    colours = pixels if pixels.mode == "CMYK" else pixels.convert("RGB")
+    if grey and source.profile.xcolor_space.strip() == "GRAY":
+        colours = pixels.getchannel("R")
+    return ImageCms.profileToProfile(colours, source, target, outputMode="RGB")
 
 
 def _orientation(image: Image.Image) -> int:
