@@ -24,21 +24,27 @@
  * @property {string} [prompt]
  */
 
-/** The server refused: its problem document (RFC 9457), or what could be saved of one. */
+/** @typedef {typeof globalThis.fetch} Fetch */
+/** @typedef {{title?: string, detail?: string, code?: string, error?: string, instance?: string}} Problem */
+
+const OUR_PROBLEMS = "urn:longpoll:problem:";
+
+/** A refusal: by our server, with its problem document (RFC 9457), or by something in front of it. */
 export class ApiError extends Error {
   /**
    * @param {number} status
-   * @param {{title?: string, detail?: string, code?: string, error?: string, instance?: string}} problem
+   * @param {Problem|null} problem null: it wasn't our server that refused
    * @param {number} retryAfterMs
    */
   constructor(status, problem, retryAfterMs) {
-    super(problem.detail || problem.error || problem.title || `The server answered ${status}`);
+    super(problem ? problem.detail || problem.title : explainForeign(status));
     this.name = "ApiError";
     this.status = status;
-    this.code = problem.code ?? `http_${status}`;
-    this.title = problem.title ?? problem.error ?? "";
-    this.detail = problem.detail ?? "";
-    this.requestId = problem.instance ?? "";
+    this.isOurs = problem !== null;
+    this.code = problem?.code ?? `http_${status}`;
+    this.title = problem?.title ?? "";
+    this.detail = problem?.detail ?? "";
+    this.requestId = problem?.instance ?? "";
     this.retryAfterMs = retryAfterMs;
   }
 
@@ -49,14 +55,27 @@ export class ApiError extends Error {
   }
 }
 
-/** @param {Response} response */
+/** Our problem document; proxies have 404s, 403s, and problem documents, of their own. @param {Response} response */
 async function readProblem(response) {
+  if (!response.headers.get("Content-Type")?.startsWith("application/problem+json")) return null;
   try {
     const body = await response.json();
-    return body && typeof body === "object" ? body : {};
+    return body?.code && body.type === OUR_PROBLEMS + body.code ? body : null;
   } catch {
-    return {}; // a proxy's error page is not JSON
+    return null;
   }
+}
+
+/** What a person is told of a refusal that isn't our server's. @param {number} status */
+function explainForeign(status) {
+  if (status === 413) {
+    return (
+      "A proxy in front of this server lets no upload of this size through (413). " +
+      "Choose a smaller picture, or ask whoever runs this site to allow 11 MB (nginx: client_max_body_size 11m)"
+    );
+  }
+  if (status >= 500) return `The server can't be reached behind its proxy just now (${status})`;
+  return `Something in front of this server refused the request (${status}), not the server itself`;
 }
 
 /**
@@ -80,16 +99,16 @@ export function randomId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Whether asking again may help. @param {unknown} error */
+/** Whether asking again may help: what is in front of our server comes and goes. @param {unknown} error */
 export function isPassing(error) {
-  if (!(error instanceof ApiError)) return true;
+  if (!(error instanceof ApiError) || !error.isOurs) return true;
   return error.status >= 500 || [408, 425, 429].includes(error.status);
 }
 
 /**
  * Fetch JSON from this server.
  * @param {string} url
- * @param {RequestInit & {fetch?: typeof fetch}} [options]
+ * @param {RequestInit & {fetch?: Fetch}} [options]
  * @returns {Promise<any>} null for an empty reply
  * @throws {ApiError} for every answer outside 2xx
  */

@@ -8,6 +8,7 @@ import { isFinished } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
 
+/** @type {Record<string, string>} */
 const GONE = {
   task_not_found: "This picture is no longer there.",
   task_deleted: "This picture was deleted.",
@@ -99,7 +100,7 @@ export class Gallery {
       const data = await cancelTask(this.taskOf(card).taskId);
       if (data && data.version > this.taskOf(card).version) card.show(data);
     } catch (error) {
-      if (error instanceof ApiError && error.status === 401) return goToLogin();
+      if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
       cancel.disabled = false;
       card.showProblem("It could not be canceled. Please try again.");
     }

@@ -59,7 +59,7 @@ function takeError(error) {
   if (!(error instanceof ApiError)) {
     return composer.showProblem("The server can't be reached. Your prompt is still here: please try again.");
   }
-  if (error.status === 401) return goToLogin();
+  if (error.code === "not_signed_in") return goToLogin();
   composer.showProblem(explain(error));
 }
 
@@ -85,7 +85,7 @@ async function showTasks() {
     tasks.forEach((task) => gallery.add(task));
     empty.hidden = gallery.cards.size > 0;
   } catch (error) {
-    if (error instanceof ApiError && error.status === 401) return goToLogin();
+    if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
     listError.textContent = "Your pictures could not be loaded. Reload the page to try again.";
     listError.hidden = false;
   } finally {

@@ -39,8 +39,8 @@ function drop(item) {
 
 /** @param {unknown} error @param {HTMLElement} item */
 function takeError(error, item) {
-  if (error instanceof ApiError && error.status === 401) return goToLogin();
-  if (error instanceof ApiError && [404, 410].includes(error.status)) return drop(item);
+  if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
+  if (error instanceof ApiError && error.code === "task_not_found") return drop(item);
   problem.textContent = "It could not be deleted. Please try again.";
   problem.hidden = false;
 }

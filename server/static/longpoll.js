@@ -13,6 +13,7 @@ import { listenToPage, PollError, Pursuit } from "./pursuit.js";
 export { backoff, isFinished, PollError, sleep } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
+/** @typedef {import("./api.js").Fetch} Fetch */
 /** @typedef {import("./pursuit.js").State} State */
 /** @typedef {{data: Task, poll: import("./pursuit.js").Poll}} Reply */
 /**
@@ -20,7 +21,7 @@ export { backoff, isFinished, PollError, sleep } from "./pursuit.js";
  * @property {number} [version] the version already shown
  * @property {(data: Task) => void} [onUpdate]
  * @property {string} [clientId] random for each page
- * @property {typeof fetch} [fetch]
+ * @property {Fetch} [fetch]
  *
  * @typedef {Following & import("./pursuit.js").Options} Options
  */
@@ -28,7 +29,7 @@ export { backoff, isFinished, PollError, sleep } from "./pursuit.js";
 /**
  * Ask for a task's status once.
  * @param {string} taskId
- * @param {{version?: number, wait?: number, clientId: string, signal?: AbortSignal, fetch?: typeof fetch}} options
+ * @param {{version?: number, wait?: number, clientId: string, signal?: AbortSignal, fetch?: Fetch}} options
  * @returns {Promise<Reply>}
  */
 export async function askStatus(taskId, { version, wait, clientId, signal, fetch }) {

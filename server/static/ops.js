@@ -9,6 +9,7 @@ import { backoff, sleep } from "./pursuit.js";
 
 const SPARK_POINTS = 60;
 const TIMEOUT_MS = 10000;
+/** @type {Record<string, string>} */
 const OUTCOMES = {
   immediate: "Answered at once",
   change: "Changed while held",
@@ -146,7 +147,7 @@ class Overview {
         this.showProblem("");
         failures = 0;
       } catch (error) {
-        if (error instanceof ApiError && error.status === 401) return goToLogin();
+        if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
         failures += 1;
         this.showProblem("The server can't be reached. These figures are old; trying again…");
       }

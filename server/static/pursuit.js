@@ -65,7 +65,6 @@ const QUICK_MS = 250;
 const QUICK_NEWS = 20;
 
 const TERMINAL = new Set(["completed", "failed", "canceled"]);
-const FINAL_CODES = { 401: "not_signed_in", 404: "task_not_found", 410: "task_deleted" };
 const INTERRUPTED = Symbol("interrupted");
 
 /** Following ended without a final state; `code` says why, `status` is the reply's or 0. */
@@ -84,7 +83,7 @@ export function isFinished(task) {
   return TERMINAL.has(task.status);
 }
 
-/** Milliseconds to wait after failure number `attempt` (from 0): exponential, full jitter. */
+/** Milliseconds to wait after failure number `attempt` (from 0): exponential, full jitter. @param {number} attempt */
 export function backoff(attempt, random = Math.random) {
   return random() * Math.min(1000 * 2 ** attempt, 10000);
 }
@@ -362,7 +361,7 @@ export class Pursuit {
 
   /** A refusal that asking again can't mend. @param {ApiError} error @returns {Delay} */
   failAll({ status, code, message }) {
-    const final = new PollError(FINAL_CODES[status] ?? code, status, message);
+    const final = new PollError(code, status, message);
     for (const entry of [...this.entries.values()]) this.fail(entry, final);
     return { own: 0, asked: 0 };
   }
@@ -371,6 +370,7 @@ export class Pursuit {
    * Wait before the next poll. A wake cuts short our own delay, not the one the server asked for:
    * an `online` event reaches all clients of an overloaded server at once.
    * @param {Delay} delay
+   * @returns {Promise<void>}
    */
   async pause({ own, asked }) {
     const delayMs = Math.max(own, asked);

@@ -36,11 +36,16 @@ export class Submission {
       } catch (error) {
         const asked = error instanceof ApiError ? error.retryAfterMs : 0;
         const patience = asked <= 10000 && attempt < TRIES - 1;
-        if (!isPassing(error) || !patience) throw error;
+        if (!mayPass(error) || !patience) throw error;
         await sleep(Math.max(asked, backoff(attempt)), new AbortController().signal);
       }
     }
   }
+}
+
+/** What is too large for a proxy stays so. @param {unknown} error */
+function mayPass(error) {
+  return isPassing(error) && !(error instanceof ApiError && error.status === 413);
 }
 
 /** @param {FormData} one @param {FormData} other */

@@ -30,7 +30,7 @@ async function remove() {
     await deleteTask(task.taskId);
     location.assign("/tasks");
   } catch (error) {
-    if (error instanceof ApiError && error.status === 401) return goToLogin();
+    if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
     problem.textContent = "It could not be deleted. Please try again.";
     problem.hidden = false;
   }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
@@ -60,8 +62,19 @@ class Ask:
         self._answer.set_result(web.json_response({"items": items, "unchanged": [], "notFound": gone, "poll": told}))
 
     def refuse(self, status: int, headers: Mapping[str, str] | None = None, **problem: object) -> None:
-        """Answer with an error."""
+        """Answer with an error that isn't of this server: a proxy's, a firewall's."""
         self._answer.set_result(web.json_response(problem, status=status, headers=headers))
+
+    def refuse_as_ours(self, status: int, code: str) -> None:
+        """Answer with a problem document of this server."""
+        problem = {"type": f"urn:longpoll:problem:{code}", "title": "No", "status": status, "code": code, "error": "No"}
+        body = json.dumps(problem)
+        reply = web.Response(text=body, status=status, content_type="application/problem+json")
+        self._answer.set_result(reply)
+
+    def reply(self, **response: Any) -> None:
+        """Answer with just this."""
+        self._answer.set_result(web.Response(**response))
 
     def say(self, text: str) -> None:
         """Answer 200 with something that is not of this server: a captive portal's page."""

@@ -110,10 +110,29 @@ async def test_a_task_that_is_no_more_is_told_to_its_card_alone(client: Client) 
 
 async def test_whoever_is_not_signed_in_is_told_so_for_every_card(client: Client) -> None:
     await watch(client, "a", "b")
-    (await client.server.next_ask()).refuse(401)
+    (await client.server.next_ask()).refuse_as_ours(401, "not_signed_in")
     await until_told(client, "a not_signed_in", "b not_signed_in")
 
     assert client.server.arrived.empty()
+
+
+async def test_a_proxys_refusals_end_no_card(client: Client) -> None:
+    """While a server is put in place of another, a proxy may have a 404 or a 403 of its own for some seconds."""
+    await client.page.evaluate("Math.random = () => 0")
+    await watch(client, "a", "b")
+    for status in (404, 403, 401, 410):
+        (await client.server.next_ask()).refuse(status)
+    (await client.server.next_ask()).tell_of({"a": 2})
+    await until_told(client, "a 2")
+
+    assert (await client.server.next_ask()).tasks == {"a": 2, "b": 1}
+    assert await client.read("told") == ["a 2"]
+
+
+async def test_somebody_elses_login_is_told_to_every_card(client: Client) -> None:
+    await watch(client, "a", "b")
+    (await client.server.next_ask()).refuse_as_ours(409, "other_user")
+    await until_told(client, "a other_user", "b other_user")
 
 
 async def test_a_task_that_is_quiet_for_too_long_is_given_up_after_one_last_look(client: Client) -> None:

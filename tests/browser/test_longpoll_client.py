@@ -163,12 +163,43 @@ async def test_a_silent_server_is_given_up_and_asked_again(client: Client) -> No
 # What ends it
 
 
-@pytest.mark.parametrize(("status", "code"), [(401, "not_signed_in"), (404, "task_not_found"), (410, "task_deleted")])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(401, "not_signed_in"), (404, "task_not_found"), (410, "task_deleted"), (409, "other_user"), (400, "bad_request")],
+)
 async def test_some_refusals_are_final(client: Client, status: int, code: str) -> None:
     held = await client.start_held()
-    held.refuse(status)
+    held.refuse_as_ours(status, code)
 
     assert await client.outcome() == {"name": "PollError", "code": code, "status": status}
+
+
+FOREIGN = {
+    "a page": {"text": "<h1>404 Not Found</h1>", "content_type": "text/html"},
+    "json": {"text": '{"code": "task_not_found"}', "content_type": "application/json"},
+    "a gateway's problem": {
+        "text": '{"type": "about:blank", "title": "Not Found", "code": "task_not_found"}',
+        "content_type": "application/problem+json",
+    },
+    "a problem without a code": {
+        "text": '{"type": "urn:longpoll:problem:undefined"}',
+        "content_type": "application/problem+json",
+    },
+    "a broken problem": {"text": "{", "content_type": "application/problem+json"},
+    "nothing": {"text": "", "content_type": "application/problem+json"},
+}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+@pytest.mark.parametrize("kind", FOREIGN)
+async def test_only_our_own_refusals_are_final(client: Client, status: int, kind: str) -> None:
+    held = await client.start_held()
+    held.reply(status=status, **FOREIGN[kind])
+    await client.advance(await client.pause(1))
+    held = await client.server.next_ask()
+    held.tell(2, status="completed", next="stop")
+
+    assert await client.outcome() == {"version": 2, "status": "completed"}
 
 
 async def test_gives_up_when_nothing_changes_after_one_last_look(client: Client) -> None:
