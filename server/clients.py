@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
+_MAX_SHOWN = 200
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -18,6 +19,7 @@ class Clients:
         """Trust these networks, such as ``10.0.0.0/8`` or ``127.0.0.1``. `public_url` is the site's own origin, or empty."""
         self._trusted = [ipaddress.ip_network(network, strict=False) for network in trusted_proxies]
         self._origin = _origin(public_url)
+        self._public_url = public_url
 
     def address(self, request: web.BaseRequest) -> str:
         """Return the client's address: the peer's, or what the nearest trusted proxy has added."""
@@ -45,12 +47,32 @@ class Clients:
         theirs = _origin(origin)
         return bool(theirs) and theirs == (self._origin or self._origin_of(request))
 
+    def explain_refusal(self, request: web.BaseRequest) -> str:
+        """Say why a request isn't taken for one of our own pages', and what would be right."""
+        origin = request.headers.get("Origin", "null")[:_MAX_SHOWN]
+        if request.headers.get("Sec-Fetch-Site") is not None:
+            return f"Only this site's own pages may change something; your browser says that a page of another site did it ({origin})."
+        if self._public_url:
+            return (
+                f"Only pages of {self._public_url}, where this site is to be found (server.public_url), may change something;"
+                f" this one is of {origin}. Open {self._public_url} instead."
+            )
+        return (
+            f"Only this site's own pages may change something. This one is of {origin}, but the request reached the server as"
+            f" {self._reached(request)[:_MAX_SHOWN]}. If that is one and the same site, its operator sets server.public_url"
+            " to the address that people open, or has the proxy in front pass the Host header on."
+        )
+
     def _origin_of(self, request: web.BaseRequest) -> str:
+        return _origin(self._reached(request))
+
+    def _reached(self, request: web.BaseRequest) -> str:
+        """Return how this site is called, as far as the request tells."""
         scheme, host = request.scheme, request.host
         if self._is_trusted(request.remote or ""):
             scheme = request.headers.get("X-Forwarded-Proto", scheme)
             host = request.headers.get("X-Forwarded-Host", host)
-        return _origin(f"{scheme}://{host}")
+        return f"{scheme}://{host}"
 
     def _is_trusted(self, address: str) -> bool:
         if not self._trusted:

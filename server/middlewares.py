@@ -145,7 +145,7 @@ def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamR
     @web.middleware
     def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
         if not clients.is_same_origin(request):
-            raise CrossOrigin("Requests that change something are taken from this site's own pages only.")
+            raise CrossOrigin(clients.explain_refusal(request))
         rule = _RULES.get(request.path) if request.method == "POST" else None
         return handler(request) if rule is None else limited(rule, request, handler)
 

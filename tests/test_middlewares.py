@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import logging
 import time
@@ -65,6 +66,29 @@ async def test_behind_a_trusted_proxy_the_origin_is_what_browsers_see(start: Sta
     nobody = await start()
     async with nobody.post("/api/auth/logout", headers={**said, "Origin": "https://pictures.example.org"}) as reply:
         assert reply.status == 403
+
+
+async def refusal(client: TestClient[web.Request, web.Application], **headers: str) -> str:
+    """Log in by the form of a page that isn't taken for one of ours; returns what the person reads."""
+    account = {"email": "a@example.org", "password": "correct horse"}
+    async with client.post("/api/auth/login", data=account, headers={**PAGE, **headers}) as reply:
+        assert (reply.status, reply.content_type) == (403, "text/html")
+        return await reply.text()
+
+
+async def test_a_person_is_told_why_a_login_is_refused_and_what_to_do(start: Start) -> None:
+    """A proxy that puts a Host of its own looks like another site, and a name of the network isn't the public one."""
+    client = await start()
+    own = str(client.make_url("/")).rstrip("/")
+    text = html.unescape(await refusal(client, Origin="http://pictures.lan"))
+    assert f"This one is of http://pictures.lan, but the request reached the server as {own}." in text
+    assert "server.public_url" in text
+    assert "pass the Host header on" in text
+    assert "<script>" not in await refusal(client, Origin="http://<script>x</script>" + "x" * 5000)
+    assert "a page of another site did it (null)" in await refusal(client, **{"Sec-Fetch-Site": "cross-site"})
+    public = await start(server={"public_url": "https://pictures.example.org"})
+    text = await refusal(public, Origin="http://pictures.lan")
+    assert "this one is of http://pictures.lan. Open https://pictures.example.org instead." in text
 
 
 # Limits --------------------------------------------------------------------------------------------------------------

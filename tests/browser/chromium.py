@@ -27,13 +27,13 @@ def find_browser() -> str | None:
 
 
 @asynccontextmanager
-async def open_chromium() -> AsyncIterator[Browser]:
-    """Start a headless Chromium. Without one the test is skipped, but in CI it fails."""
+async def open_chromium(*arguments: str) -> AsyncIterator[Browser]:
+    """Start a headless Chromium, with arguments of its own. Without one the test is skipped, but in CI it fails."""
     path = find_browser()
     if path is None:
         refuse = pytest.fail if os.environ.get("CI") else pytest.skip
         refuse(HOW_TO_GET_IT)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = await playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
         yield browser
         await browser.close()
