@@ -40,6 +40,7 @@ _RULES: Final = {
     "/api/auth/register": "register",
     "/api/generate": "create",
     "/api/generate_advanced": "create",
+    "/api/generate/tasks/{task_id}/again": "create",
 }
 _STATIC_ROUTE: Final = "/static/{filename}"
 
@@ -146,7 +147,7 @@ def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamR
     def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
         if not clients.is_same_origin(request):
             raise CrossOrigin(clients.explain_refusal(request))
-        rule = _RULES.get(request.path) if request.method == "POST" else None
+        rule = _RULES.get(_route(request)) if request.method == "POST" else None
         return handler(request) if rule is None else limited(rule, request, handler)
 
     async def limited(rule: str, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -16,6 +16,7 @@ ROUTES = [
     web.get("/ops/figures", ops.figures),
     web.post("/api/generate", tasks.create),
     web.post("/api/generate_advanced", tasks.create_advanced),
+    web.post("/api/generate/tasks/{task_id}/again", tasks.create_again),
     web.get("/api/generate/status", status.status),
     web.get("/api/generate/status/batch", status.batch),
     web.post("/api/generate/cancel", tasks.cancel),

@@ -50,6 +50,12 @@ SELECT task_id, user_id::text, type, status::text, version, result, error, progr
   FROM public.image_generations
  WHERE task_id = %(task_id)s AND user_id = %(user_id)s;
 
+-- name: find_order
+-- What one task was made from, to make another like it.
+SELECT prompt, type, seed, size, has_reference
+  FROM public.image_generations
+ WHERE task_id = %(task_id)s AND user_id = %(user_id)s;
+
 -- name: list_tasks
 -- One page, newest first, that begins behind the cursor (the creation time and id of the last row seen).
 SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,

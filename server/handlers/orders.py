@@ -16,7 +16,7 @@ import orjson
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from server.errors import BadRequest, ConstraintViolated, PayloadTooLarge, Problem
+from server.errors import BadRequest, ConstraintViolated, ImageRejected, PayloadTooLarge, Problem, TaskNotFound
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.generation.reference import MAX_BYTES, clean_reference
 from server.generation.worker import reference_name
@@ -92,6 +92,18 @@ async def place(request: web.Request, user: User, order: Order, key: str | None)
     return made
 
 
+async def read_earlier(request: web.Request, user: User, task_id: str) -> Order:
+    """Return the order that a task of this user was made from, its reference image included."""
+    earlier = await request.app[TASKS].find_order(user.user_id, task_id)
+    if earlier is None:
+        raise TaskNotFound
+    reference = await request.app[IMAGES].get(reference_name(task_id)) if earlier.has_reference else None
+    if earlier.has_reference and reference is None:
+        raise ImageRejected("The reference image of this task is no longer there; send a new order with it.")
+    digest = hashlib.sha256(orjson.dumps(["again", task_id])).digest()
+    return Order(earlier.type, earlier.prompt, earlier.seed, earlier.size, reference, digest)
+
+
 # Reading -------------------------------------------------------------------------------------------------------------
 
 
@@ -114,8 +126,13 @@ async def make_order(request: web.Request, kind: str, fields: Mapping[str, objec
     return Order(kind, prompt, seed, size, reference, digest)
 
 
-async def read_form(request: web.Request, fields: dict[str, str], *, known: frozenset[str]) -> bytes | None:
-    """Read a form: its texts into `fields`, as they come; returns its reference image, if there is one."""
+async def read_form(
+    request: web.Request, fields: dict[str, str], *, known: frozenset[str], with_image: bool = True
+) -> bytes | None:
+    """Read a form: its texts into `fields`, as they come; returns its reference image, if there is one.
+
+    `with_image=False`: reads no farther than to the image.
+    """
     given: dict[str, bytes | None] = {}
     charset = "utf-8"
     try:
@@ -124,6 +141,8 @@ async def read_form(request: web.Request, fields: dict[str, str], *, known: froz
             if not isinstance(part, _Field):
                 raise BadRequest("A form field can't be a form itself.")
             name = _name_of(part, given, known | {IMAGE_FIELD, parameters.CHARSET_FIELD})
+            if name == IMAGE_FIELD and not with_image:
+                break
             if name == IMAGE_FIELD:
                 content = await _read_part(request, part, MAX_BYTES, "The reference image may have at most 10 MiB.")
                 given[name] = content if content or part.filename else None  # a file input that was left empty

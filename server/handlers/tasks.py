@@ -40,6 +40,15 @@ async def _create(request: web.Request, kind: str) -> web.Response:
     return await _reply_created(request, await orders.place(request, user, order, key))
 
 
+async def create_again(request: web.Request) -> web.Response:
+    """Take the order of an earlier task once more: its prompt, seed, size, kind and reference image."""
+    user = await signed_in_user(request)
+    key = orders.idempotency_key(request)
+    parameters.until(request.query.get("until"), Until.TERMINAL)
+    order = await orders.read_earlier(request, user, parameters.task_id(request.match_info["task_id"]))
+    return await _reply_created(request, await orders.place(request, user, order, key))
+
+
 async def _reply_created(request: web.Request, made: Task | str) -> web.Response:
     user, polling = request[TRACE].user, request.app[CONFIG].polling
     assert user is not None

@@ -29,6 +29,7 @@ def paths() -> Json:
         "/api/generate/cancel": {"post": _cancel()},
         "/api/generate/tasks": {"get": _listing()},
         "/api/generate/tasks/{task_id}": {"delete": _delete()},
+        "/api/generate/tasks/{task_id}/again": {"post": _again()},
         "/api/generate/tasks/{task_id}/image": {"get": _image()},
     }
 
@@ -66,8 +67,31 @@ def _batch() -> Json:
     )
 
 
+_TOLD_OF_CREATED = ["Location", "Idempotent-Replayed", "Preference-Applied"]
+
+
+def _created() -> dict[str, Json]:
+    return {
+        "200": reply("It has ended while the create was held", schema("Created"), headers=_TOLD_OF_CREATED),
+        "202": reply("It will be made", schema("Created"), headers=_TOLD_OF_CREATED),
+    }
+
+
+def _again() -> Json:
+    return operation(
+        "createTaskAgain",
+        "Ask for the same picture again",
+        "A new task with the prompt, seed, size, kind and reference image of an earlier one, as after a failure.",
+        tag=_TASKS,
+        takes=parameters("task_id", "Idempotency-Key", "Prefer", "untilOfCreate"),
+        replies=_created(),
+        refused=[TaskNotFound, TaskDeleted, IdempotencyMismatch, ImageRejected],
+        changes=True,
+        counted=True,
+    )
+
+
 def _create(name: str, summary: str) -> Json:
-    told = ["Location", "Idempotent-Replayed", "Preference-Applied"]
     return operation(
         name,
         summary,
@@ -79,10 +103,7 @@ def _create(name: str, summary: str) -> Json:
             {"multipart/form-data": schema("OrderForm"), JSON: schema("Order")},
             "A form, with a reference image if you like; or JSON without one.",
         ),
-        replies={
-            "200": reply("It has ended while the create was held", schema("Created"), headers=told),
-            "202": reply("It will be made", schema("Created"), headers=told),
-        },
+        replies=_created(),
         refused=[TaskNotFound, TaskDeleted, PayloadTooLarge, UnsupportedMedia, IdempotencyMismatch, ImageRejected],
         changes=True,
         counted=True,

@@ -91,6 +91,17 @@ class NewTask:
 
 
 @dataclass(frozen=True, slots=True)
+class EarlierOrder:
+    """What a task was made from."""
+
+    prompt: str
+    type: str
+    seed: int
+    size: str
+    has_reference: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A task that a worker holds. `attempt` is the fencing token: a later claim has a higher one."""
 
@@ -191,6 +202,12 @@ class OwnTasks:
         """Return a task with its prompt, or None if the user has no such task."""
         return await self._database.fetch_one(
             "find_task", Task, user=user_id, retry=True, user_id=user_id, task_id=task_id
+        )
+
+    async def find_order(self, user_id: str, task_id: str) -> EarlierOrder | None:
+        """Return what a task was made from, or None if the user has no such task."""
+        return await self._database.fetch_one(
+            "find_order", EarlierOrder, user=user_id, retry=True, user_id=user_id, task_id=task_id
         )
 
     async def list(
