@@ -164,6 +164,12 @@ class AddressTaken(Problem):
     status, code, title = 409, "address_taken", "This email address is already registered"
 
 
+class OtherUser(Problem):
+    """The client says for whom it asks, and somebody else is logged in."""
+
+    status, code, title = 409, "other_user", "Somebody else is logged in"
+
+
 class TaskDeleted(Problem):
     """The task was deleted while its status was awaited."""
 

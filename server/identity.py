@@ -6,10 +6,13 @@ from aiohttp import web
 from aiohttp_session import get_session
 
 from server.cookies import EMAIL, USER_ID
-from server.errors import NotSignedIn
+from server.errors import NotSignedIn, OtherUser
 from server.keys import COOKIE_SESSIONS, SESSIONS, TRACE
 from server.storage.sessions import TOKEN_PREFIX
 from server.storage.users import User
+
+EXPECTED_USER = "Expected-User"
+"""The header in which a client names the user it takes itself for: a page outlives a login in another tab."""
 
 
 async def signed_in_user(request: web.Request) -> User:
@@ -17,11 +20,19 @@ async def signed_in_user(request: web.Request) -> User:
 
     Raises:
         NotSignedIn: there is neither a live session nor a valid token.
+        OtherUser: there is one, but of another user than the client names.
     """
     user = await find_user(request)
     if user is None:
         raise NotSignedIn
+    check_expected(user, request.headers.get(EXPECTED_USER))
     return user
+
+
+def check_expected(user: User, expected: str | None) -> None:
+    """Raise if a client takes itself for somebody else; nothing of what it asks may happen then."""
+    if expected is not None and expected != user.user_id:
+        raise OtherUser("This was asked for another user than the one who is logged in now; nothing was done.")
 
 
 async def find_user(request: web.Request) -> User | None:

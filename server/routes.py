@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server.handlers import docs, login, ops, pages, status, tasks
+from server.handlers import docs, login, ops, pages, status, tasks, user
 
 ROUTES = [
     web.get("/", pages.generate),
@@ -26,6 +26,7 @@ ROUTES = [
     web.post("/api/auth/register", login.register),
     web.post("/api/auth/login", login.log_in),
     web.post("/api/auth/logout", login.log_out),
+    web.get("/api/auth/user", user.show),
     web.get("/api/auth/tokens", login.list_tokens),
     web.post("/api/auth/tokens", login.create_token),
     web.delete("/api/auth/tokens/{token_id}", login.revoke_token),

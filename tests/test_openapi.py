@@ -114,7 +114,7 @@ async def test_each_kind_of_success_has_been_checked(start: Start, enter: Enter,
         assert reply.status == 503
     await _ask(alice, "POST", "/api/auth/logout", 204)
     await _ask(alice, "POST", "/api/auth/logout", 303, headers=PAGE)
-    for url in ("/", "/tasks", "/tasks/some-task", "/ops", "/ops/figures", "/api/auth/tokens"):
+    for url in ("/", "/tasks", "/tasks/some-task", "/ops", "/ops/figures", "/api/auth/tokens", "/api/auth/user"):
         await _ask(alice, "GET", url, 303, headers=PAGE)
     contract = app[CONTRACT]
     assert contract.faults == []
@@ -205,6 +205,7 @@ async def _wait_in_every_way(alice: Person, sql: Sql) -> set[str]:
 async def _use_account(alice: Person) -> None:
     token = await _ask(alice, "POST", "/api/auth/tokens", 201, json={"name": "cron"})
     await _ask(alice, "GET", "/api/auth/tokens", 200)
+    await _ask(alice, "GET", "/api/auth/user", 200)
     await _ask(alice, "DELETE", f"/api/auth/tokens/{token['id']}", 204)
     for name, status in (("register", 201), ("login", 200)):
         account = {"email": "carol@example.org", "password": "correct horse"}

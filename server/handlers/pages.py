@@ -14,7 +14,7 @@ from server.handlers.login import safe_target
 from server.handlers.orders import MAX_PROMPT
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
 from server.identity import find_user, signed_in_user
-from server.keys import CONFIG, TASKS, TRACE
+from server.keys import CONFIG, COOKIE_SESSIONS, TASKS, TRACE
 from server.replies import page
 
 _BUDGET_SECONDS: Final = 600
@@ -23,6 +23,7 @@ _STATIC: Final = {path.name: path for path in resources.folder("static").iterdir
 
 async def generate(request: web.Request) -> web.Response:
     """Show the form, and the cards of what is being made."""
+    await signed_in_user(request)
     return await _page(request, "generate.html", sizes=list(SIZES), default_size=DEFAULT_SIZE, max_prompt=MAX_PROMPT)
 
 
@@ -68,7 +69,9 @@ async def _account_page(request: web.Request, template: str) -> web.Response:
     target = safe_target(request.query.get("next"))
     if await find_user(request) is not None:
         return web.Response(status=303, headers={"Location": target})
-    return await page(request, template, {"error": None, "email": "", "next": target})
+    # A logout takes the cookie along: one that stands for nothing is of a session that has ended otherwise.
+    ended = "ended" in request.query or request.app[COOKIE_SESSIONS].cookie_name in request.cookies
+    return await page(request, template, {"error": None, "email": "", "next": target, "ended": ended})
 
 
 async def _page(request: web.Request, template: str, **context: object) -> web.Response:

@@ -16,6 +16,7 @@ def paths() -> Json:
         "/api/auth/register": {"post": _register()},
         "/api/auth/login": {"post": _log_in()},
         "/api/auth/logout": {"post": _log_out()},
+        "/api/auth/user": {"get": _user()},
         "/api/auth/tokens": {"get": _list_tokens(), "post": _create_token()},
         "/api/auth/tokens/{token_id}": {"delete": _revoke_token()},
     }
@@ -78,6 +79,16 @@ def _log_out() -> Json:
         },
         public=True,
         changes=True,
+        html=True,
+    )
+
+
+def _user() -> Json:
+    return operation(
+        "getUser",
+        "Who is logged in",
+        tag=_TAG,
+        replies={"200": reply("You", schema("Account")), "303": _to_login()},
         html=True,
     )
 

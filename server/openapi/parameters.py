@@ -99,6 +99,12 @@ def _headers() -> Json:
         "Prefer": _header(
             "Prefer", text, "`wait=N` (RFC 7240): how many seconds the request may be held. The query wins."
         ),
+        "Expected-User": _header(
+            "Expected-User",
+            {"type": "string", "format": "uuid"},
+            "The `id` of the user that you take yourself for. If somebody else is logged in, nothing happens and the answer"
+            " is 409: a page outlives a login in another tab.",
+        ),
         "Idempotency-Key": _header(
             "Idempotency-Key",
             {"type": "string", "pattern": "^[\\x20-\\x7E]{1,255}$"},

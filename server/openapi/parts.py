@@ -11,6 +11,7 @@ from server.errors import (
     ExpectationFailed,
     MethodNotAllowed,
     NotSignedIn,
+    OtherUser,
     Problem,
     TooManyRequests,
     Unavailable,
@@ -120,7 +121,7 @@ def operation(
     refused = [
         BadRequest,
         *refused,
-        *([] if public else [NotSignedIn]),
+        *([] if public else [NotSignedIn, OtherUser]),
         *([CrossOrigin] if changes else []),
         *([TooManyRequests] if counted else []),
         Unavailable,
@@ -132,8 +133,9 @@ def operation(
         "description": description,
         "responses": {**replies, **refusals(refused, html=html), "default": anything_else(html=html)},
     }
+    takes = [*takes, *([] if public else parameters("Expected-User"))]
     if takes:
-        made["parameters"] = list(takes)
+        made["parameters"] = takes
     if body is not None:
         made["requestBody"] = body
     if public:

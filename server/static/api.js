@@ -28,6 +28,10 @@
 /** @typedef {{title?: string, detail?: string, code?: string, error?: string, instance?: string}} Problem */
 
 const OUR_PROBLEMS = "urn:longpoll:problem:";
+const META = 'meta[name="longpoll-user"]';
+
+/** The user for whom this page was made, empty if for none: somebody else may have logged in since, in another tab. */
+export const pageUser = globalThis.document?.querySelector(META)?.getAttribute("content") ?? "";
 
 /** A refusal: by our server, with its problem document (RFC 9457), or by something in front of it. */
 export class ApiError extends Error {
@@ -116,7 +120,7 @@ export async function requestJson(url, { fetch = globalThis.fetch, headers, ...o
   const response = await fetch.call(globalThis, url, {
     credentials: "same-origin",
     cache: "no-store",
-    headers: { Accept: "application/json", ...headers },
+    headers: { Accept: "application/json", ...(pageUser && { "Expected-User": pageUser }), ...headers },
     ...options,
   });
   if (!response.ok) throw await ApiError.from(response);
@@ -130,14 +134,13 @@ export function pictureUrl(taskId) {
 
 /**
  * Create a task. The key makes the same submit, sent twice, one task.
- * @param {"basic"|"advanced"} type
- * @param {FormData} form
+ * @param {string} url
+ * @param {FormData|null} form
  * @param {string} idempotencyKey
  * @param {boolean} patient whether the answer may wait a second for the work to begin
  * @returns {Promise<{taskId: string, data: Task}>}
  */
-export function createTask(type, form, idempotencyKey, patient) {
-  const url = type === "advanced" ? "/api/generate_advanced" : "/api/generate";
+export function createTask(url, form, idempotencyKey, patient) {
   const headers = { "Idempotency-Key": idempotencyKey, ...(patient && { Prefer: "wait=1" }) };
   return requestJson(patient ? `${url}?until=status` : url, { method: "POST", body: form, headers });
 }
@@ -163,8 +166,7 @@ export function deleteTask(taskId) {
   return requestJson(`/api/generate/tasks/${encodeURIComponent(taskId)}`, { method: "DELETE" });
 }
 
-/** Leave for the login page, to come back here afterwards. */
-export function goToLogin() {
-  const here = location.pathname + location.search;
-  location.assign(`/login?next=${encodeURIComponent(here)}`);
+/** Where to log in, to come back here afterwards. */
+export function loginUrl() {
+  return `/login?ended&next=${encodeURIComponent(location.pathname + location.search)}`;
 }

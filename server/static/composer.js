@@ -1,11 +1,11 @@
 // @ts-check
 /** The form that describes a picture: its fields, their limits, and what it sends. */
 
+import { findFault } from "./pictures.js";
 import { Submission } from "./submission.js";
 import { lengthOf, showsNothing, tidy } from "./texts.js";
 
-const PICTURE_TYPES = ["image/png", "image/jpeg", "image/webp"];
-const PICTURE_BYTES = 10 * 1024 * 1024;
+const URLS = { basic: "/api/generate", advanced: "/api/generate_advanced" };
 
 /** @param {string} id @returns {any} */
 const byId = (id) => document.getElementById(id);
@@ -22,6 +22,7 @@ export class Composer {
     this.prompt = byId("prompt");
     this.reference = byId("reference_image");
     this.seed = byId("seed");
+    form.noValidate = true; // what is wrong is said beside the field
     this.listen();
     this.count();
     this.showMode();
@@ -51,6 +52,22 @@ export class Composer {
     this.prompt.focus();
   }
 
+  /** What is in the form, but for the content of a file. @returns {Record<string, string>} */
+  describe() {
+    const { prompt, seed, reference, type } = this;
+    return { prompt: prompt.value, seed: seed.value, size: byId("size").value, type, file: reference.files[0]?.name ?? "" };
+  }
+
+  /** Put what was described back. @param {Record<string, string>} draft */
+  restore({ prompt, seed, size, type, file }) {
+    this.seed.value = seed;
+    byId("size").value = size;
+    this.form.querySelectorAll("[name=type]").forEach((/** @type {any} */ radio) => (radio.checked = radio.value === type));
+    this.showMode();
+    this.fill(prompt);
+    if (file) this.showFieldError("reference", `Please choose ${file} again.`);
+  }
+
   /** @returns {"basic"|"advanced"} */
   get type() {
     return new FormData(this.form).get("type") === "advanced" ? "advanced" : "basic";
@@ -69,9 +86,10 @@ export class Composer {
     byId("advanced").disabled = !advanced;
   }
 
-  showReference() {
+  async showReference() {
     const file = this.reference.files[0];
-    const problem = file ? this.findFault(file) : "";
+    const problem = file ? await findFault(file) : "";
+    if (file !== this.reference.files[0]) return; // another one was chosen meanwhile
     this.showFieldError("reference", problem);
     if (problem) this.reference.value = "";
     const shown = Boolean(file) && !problem;
@@ -81,12 +99,6 @@ export class Composer {
     else picture.removeAttribute("src");
     byId("reference-name").textContent = shown ? file.name : "";
     byId("reference-preview").hidden = !shown;
-  }
-
-  /** @param {File} file */
-  findFault(file) {
-    if (!PICTURE_TYPES.includes(file.type)) return "Please choose a PNG, JPEG or WebP picture.";
-    return file.size > PICTURE_BYTES ? "This file is larger than 10 MiB." : "";
   }
 
   removeReference() {
@@ -120,14 +132,15 @@ export class Composer {
 
   submit() {
     if (!this.validate()) return;
-    const form = new FormData(this.form);
-    form.delete("type");
+    const given = new FormData(this.form);
+    const form = new FormData();
     form.set("prompt", tidy(this.prompt.value));
-    if (form.has("seed")) form.set("seed", tidy(this.seed.value));
-    if (!form.get("seed")) form.delete("seed");
-    const file = form.get("reference_image");
-    if (!(file instanceof File) || file.size === 0) form.delete("reference_image");
-    this.onSubmit(new Submission(this.type, form));
+    form.set("size", String(given.get("size")));
+    const seed = tidy(String(given.get("seed") ?? ""));
+    if (seed) form.set("seed", seed);
+    const file = given.get("reference_image");
+    if (file instanceof File && file.size > 0) form.set("reference_image", file);
+    this.onSubmit(new Submission(URLS[this.type], form));
   }
 
   /** @param {boolean} busy */

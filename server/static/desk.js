@@ -26,8 +26,8 @@ import { Tabs } from "./tabs.js";
 const PATIENCE_SECONDS = 5;
 
 export class Desk {
-  /** @param {import("./leader.js").Settings & {patienceSeconds?: number}} settings */
-  constructor({ patienceSeconds = PATIENCE_SECONDS, ...settings }) {
+  /** @param {import("./leader.js").Settings & {patienceSeconds?: number, user?: string}} settings */
+  constructor({ patienceSeconds = PATIENCE_SECONDS, user = "", ...settings }) {
     this.patienceMs = patienceSeconds * 1000;
     this.settings = settings;
     this.name = randomId();
@@ -38,7 +38,7 @@ export class Desk {
     this.announcing = false;
     /** @type {number|undefined} */
     this.silence = undefined;
-    this.tabs = new Tabs({
+    this.tabs = new Tabs(user, {
       hear: (message) => this.hear(message),
       lead: () => this.lead(),
       retire: () => this.retire(),

@@ -1,9 +1,10 @@
 // @ts-check
 /** The cards of a page, joined to the desk that follows their tasks. */
 
-import { ApiError, cancelTask, goToLogin } from "./api.js";
+import { cancelTask, pageUser } from "./api.js";
 import { Card, OFFLINE } from "./cards.js";
 import { Desk } from "./desk.js";
+import { identity, takeRefusal } from "./identity.js";
 import { isFinished } from "./pursuit.js";
 
 /** @typedef {import("./api.js").Task} Task */
@@ -21,6 +22,7 @@ export function openDesk() {
     holdSeconds: Number(holdSeconds),
     clientTimeoutSeconds: Number(clientTimeoutSeconds),
     budgetSeconds: Number(budgetSeconds),
+    user: pageUser,
   });
 }
 
@@ -37,6 +39,7 @@ export class Gallery {
     /** @type {Map<string, Card>} */
     this.cards = new Map();
     setInterval(() => this.tick(), 1000);
+    identity.addEventListener("return", () => this.unfinished.forEach((card) => this.keepWaiting(card)));
     // A held request doesn't notice that it is cut off; the person may know already.
     window.addEventListener("offline", () => this.unfinished.forEach((card) => card.showConnection(OFFLINE)));
     window.addEventListener("online", () => this.unfinished.forEach((card) => card.showConnection("")));
@@ -85,8 +88,9 @@ export class Gallery {
   }
 
   /** @param {Card} card @param {import("./pursuit.js").PollError} error */
-  takeError(card, { code, message }) {
-    if (code === "not_signed_in") goToLogin();
+  takeError(card, error) {
+    const { code, message } = error;
+    if (takeRefusal(error)) card.showConnection("Your session has ended.");
     else if (code in GONE) card.showGone(GONE[code]);
     else card.showStalled(code === "budget_spent" ? "Nothing has changed for a long time." : message);
   }
@@ -100,8 +104,8 @@ export class Gallery {
       const data = await cancelTask(this.taskOf(card).taskId);
       if (data && data.version > this.taskOf(card).version) card.show(data);
     } catch (error) {
-      if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
       cancel.disabled = false;
+      if (takeRefusal(error)) return;
       card.showProblem("It could not be canceled. Please try again.");
     }
   }

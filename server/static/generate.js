@@ -1,15 +1,18 @@
 // @ts-check
 /** The page where pictures are created and watched. */
 
-import { ApiError, goToLogin, listTasks } from "./api.js";
+import { ApiError, listTasks } from "./api.js";
 import { Composer } from "./composer.js";
+import { keepDraft, takeDraft } from "./draft.js";
 import { Gallery } from "./gallery.js";
-import { Submission } from "./submission.js";
+import { identity, isLost, takeRefusal } from "./identity.js";
+import { submissionAgain } from "./submission.js";
+
+/** @typedef {import("./submission.js").Submission} Submission */
 
 /** @typedef {import("./api.js").Task} Task */
 
 const SHOWN = 12;
-const DRAFT = "draft";
 
 const list = /** @type {HTMLElement} */ (document.getElementById("cards"));
 const empty = /** @type {HTMLElement} */ (document.getElementById("empty"));
@@ -19,14 +22,12 @@ const form = /** @type {HTMLFormElement} */ (document.getElementById("composer")
 const gallery = new Gallery(list, { onRetry: retry });
 const composer = new Composer(form, submit);
 
-/** What each task of this page was made from: its files can't be read back from the server. @type {Map<string, Submission>} */
-const origins = new Map();
 /** @type {Submission|null} sent, but not known to have arrived */
 let unanswered = null;
 let sending = false;
 
-/** @param {Submission} wish */
-async function submit(wish) {
+/** @param {Submission} wish @param {string} [prompt] what it is about */
+async function submit(wish, prompt = String(wish.form?.get("prompt"))) {
   if (sending) return;
   // The answer to the last try may be what was lost: the same wish keeps its key.
   const submission = unanswered && wish.equals(unanswered) ? unanswered : wish;
@@ -36,7 +37,9 @@ async function submit(wish) {
   composer.showProblem("");
   try {
     // With nothing before it, it begins at once: its first state is worth the moment, and a request less.
-    showCreated(submission, await submission.send(gallery.unfinished.length === 0));
+    const { data } = await submission.send(gallery.unfinished.length === 0);
+    empty.hidden = true;
+    gallery.add({ ...data, prompt }, "first");
     unanswered = null;
   } catch (error) {
     takeError(error);
@@ -46,21 +49,13 @@ async function submit(wish) {
   }
 }
 
-/** @param {Submission} submission @param {{taskId: string, data: Task}} created */
-function showCreated(submission, { data }) {
-  const prompt = String(submission.form.get("prompt"));
-  origins.set(data.taskId, submission);
-  empty.hidden = true;
-  gallery.add({ ...data, prompt }, "first");
-}
-
 /** @param {unknown} error */
 function takeError(error) {
   if (!(error instanceof ApiError)) {
     return composer.showProblem("The server can't be reached. Your prompt is still here: please try again.");
   }
-  if (error.code === "not_signed_in") return goToLogin();
-  composer.showProblem(explain(error));
+  if (takeRefusal(error)) composer.showProblem("Your session has ended: this was not sent. Log in, then send it again.");
+  else composer.showProblem(explain(error));
 }
 
 /** @param {ApiError} error */
@@ -72,11 +67,9 @@ function explain(error) {
 }
 
 /** @param {Task} task */
-function retry(task) {
-  const origin = origins.get(task.taskId);
-  if (origin) return submit(origin.renew());
-  composer.fill(task.prompt ?? "");
-  form.scrollIntoView({ block: "center" });
+function retry({ taskId, prompt }) {
+  submit(submissionAgain(taskId), prompt);
+  form.scrollIntoView({ block: "nearest" });
 }
 
 async function showTasks() {
@@ -84,8 +77,9 @@ async function showTasks() {
     const tasks = await listTasks(SHOWN);
     tasks.forEach((task) => gallery.add(task));
     empty.hidden = gallery.cards.size > 0;
+    listError.hidden = true;
   } catch (error) {
-    if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
+    if (takeRefusal(error)) return;
     listError.textContent = "Your pictures could not be loaded. Reload the page to try again.";
     listError.hidden = false;
   } finally {
@@ -93,12 +87,14 @@ async function showTasks() {
   }
 }
 
-/** A prompt brought from another page. */
-function takeDraft() {
-  const draft = sessionStorage.getItem(DRAFT);
-  sessionStorage.removeItem(DRAFT);
-  if (draft) composer.fill(draft);
-}
-
-takeDraft();
+window.addEventListener("pagehide", () => {
+  const draft = composer.describe();
+  if (isLost() && draft.prompt) keepDraft(draft);
+});
+identity.addEventListener("return", () => {
+  composer.showProblem("");
+  showTasks();
+});
+const draft = takeDraft();
+if (draft) composer.restore(draft);
 showTasks();

@@ -1,9 +1,10 @@
 // @ts-check
 /** The list of all tasks: local times, and deleting. */
 
-import { ApiError, deleteTask, goToLogin } from "./api.js";
+import { ApiError, deleteTask } from "./api.js";
 import { showTime } from "./cards.js";
 import { confirmDelete } from "./confirm.js";
+import { takeRefusal } from "./identity.js";
 
 const problem = /** @type {HTMLElement} */ (document.getElementById("history-error"));
 const status = /** @type {HTMLElement} */ (document.getElementById("history-status"));
@@ -39,7 +40,7 @@ function drop(item) {
 
 /** @param {unknown} error @param {HTMLElement} item */
 function takeError(error, item) {
-  if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
+  if (takeRefusal(error)) return;
   if (error instanceof ApiError && error.code === "task_not_found") return drop(item);
   problem.textContent = "It could not be deleted. Please try again.";
   problem.hidden = false;

@@ -1,8 +1,9 @@
 // @ts-check
 /** The figures of the server, kept up to date while somebody looks. */
 
-import { ApiError, goToLogin, requestJson } from "./api.js";
+import { requestJson } from "./api.js";
 import { showTime } from "./cards.js";
+import { takeRefusal } from "./identity.js";
 import { backoff, sleep } from "./pursuit.js";
 
 /** @typedef {Record<string, any>} Figures */
@@ -147,8 +148,8 @@ class Overview {
         this.showProblem("");
         failures = 0;
       } catch (error) {
-        if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
         failures += 1;
+        if (takeRefusal(error)) continue;
         this.showProblem("The server can't be reached. These figures are old; trying again…");
       }
     }

@@ -8,21 +8,16 @@ const TRIES = 4;
 
 /** What is sent once, however often it must be said. */
 export class Submission {
-  /** @param {"basic"|"advanced"} type @param {FormData} form */
-  constructor(type, form) {
-    this.type = type;
+  /** @param {string} url @param {FormData|null} form */
+  constructor(url, form) {
+    this.url = url;
     this.form = form;
     this.key = randomId();
   }
 
-  /** The same wish as a new task: for a task that failed. */
-  renew() {
-    return new Submission(this.type, this.form);
-  }
-
   /** Whether another submission asks for the same. @param {Submission|null} other */
   equals(other) {
-    return other !== null && this.type === other.type && sameEntries(this.form, other.form);
+    return other !== null && this.url === other.url && sameEntries(this.form, other.form);
   }
 
   /**
@@ -32,7 +27,7 @@ export class Submission {
   async send(patient) {
     for (let attempt = 0; ; attempt += 1) {
       try {
-        return await createTask(this.type, this.form, this.key, patient);
+        return await createTask(this.url, this.form, this.key, patient);
       } catch (error) {
         const asked = error instanceof ApiError ? error.retryAfterMs : 0;
         const patience = asked <= 10000 && attempt < TRIES - 1;
@@ -48,9 +43,14 @@ function mayPass(error) {
   return isPassing(error) && !(error instanceof ApiError && error.status === 413);
 }
 
-/** @param {FormData} one @param {FormData} other */
+/** Another task made as this one was: the server knows how. @param {string} taskId */
+export function submissionAgain(taskId) {
+  return new Submission(`/api/generate/tasks/${encodeURIComponent(taskId)}/again`, null);
+}
+
+/** @param {FormData|null} one @param {FormData|null} other */
 function sameEntries(one, other) {
-  const [left, right] = [[...one], [...other]];
+  const [left, right] = [[...(one ?? [])], [...(other ?? [])]];
   return left.length === right.length && left.every(([name, value], index) => {
     const [otherName, otherValue] = right[index];
     return name === otherName && value === otherValue;

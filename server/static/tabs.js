@@ -1,22 +1,24 @@
 // @ts-check
 /**
- * The tabs of one browser that show this site: they hear each other, and one of them leads.
+ * The tabs of one browser that show this site to one user: they hear each other, and one of them leads.
  *
  * Whoever has the Web Lock leads; a tab that closes or crashes gives it back, and the next in the queue
  * has it. Where there are no Web Locks (plain http on a local network) each tab is its own leader.
  */
 
 /** With the number of what the tabs say to each other: after an update, old and new ones don't mix. */
-const NAME = "longpoll-desk-1";
+const NAME = "longpoll-desk-2";
 
 export class Tabs {
   /**
+   * @param {string} user another user's tabs are not spoken to
    * @param {object} events
    * @param {(message: any) => void} events.hear a message of another tab
    * @param {() => void} events.lead this tab leads from now on
    * @param {() => void} events.retire and now no more
    */
-  constructor(events) {
+  constructor(user, events) {
+    this.name = `${NAME}-${user}`;
     this.events = events;
     /** @type {BroadcastChannel|null} */
     this.channel = null;
@@ -30,7 +32,7 @@ export class Tabs {
     if (this.membership) return;
     this.membership = new AbortController();
     if (!navigator.locks || !globalThis.BroadcastChannel) return this.events.lead();
-    this.channel = new BroadcastChannel(NAME);
+    this.channel = new BroadcastChannel(this.name);
     this.channel.addEventListener("message", ({ data }) => this.events.hear(data));
     this.queue();
   }
@@ -74,7 +76,7 @@ export class Tabs {
       return new Promise((resolve) => membership.signal.addEventListener("abort", resolve, { once: true }));
     };
     try {
-      await navigator.locks.request(NAME, options, reign);
+      await navigator.locks.request(this.name, options, reign);
     } catch (error) {
       if (/** @type {Error} */ (error).name !== "AbortError") return this.events.lead();
       // We have left, or stand elsewhere in the queue; or another tab took the lock from us.

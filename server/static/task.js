@@ -1,9 +1,11 @@
 // @ts-check
 /** One picture on its own page, live until it is finished. */
 
-import { ApiError, deleteTask, goToLogin } from "./api.js";
+import { deleteTask } from "./api.js";
 import { confirmDelete } from "./confirm.js";
 import { Gallery } from "./gallery.js";
+import { takeRefusal } from "./identity.js";
+import { submissionAgain } from "./submission.js";
 
 /** @typedef {import("./api.js").Task} Task */
 
@@ -12,15 +14,19 @@ const button = /** @type {HTMLButtonElement} */ (document.getElementById("delete
 const problem = /** @type {HTMLElement} */ (document.getElementById("delete-error"));
 const task = /** @type {Task} */ (JSON.parse(list.dataset.task ?? "{}"));
 
-const gallery = new Gallery(list, { onRetry: takeToComposer });
+const gallery = new Gallery(list, { onRetry: retry });
 gallery.add(task);
 button.hidden = false;
 button.addEventListener("click", remove);
 
-/** @param {Task} failed */
-function takeToComposer({ prompt }) {
-  sessionStorage.setItem("draft", prompt ?? "");
-  location.assign("/");
+async function retry() {
+  problem.hidden = true;
+  try {
+    const { taskId } = await submissionAgain(task.taskId).send(false);
+    location.assign(`/tasks/${encodeURIComponent(taskId)}`);
+  } catch (error) {
+    takeError(error, /** @type {Error} */ (error).message);
+  }
 }
 
 async function remove() {
@@ -30,8 +36,13 @@ async function remove() {
     await deleteTask(task.taskId);
     location.assign("/tasks");
   } catch (error) {
-    if (error instanceof ApiError && error.code === "not_signed_in") return goToLogin();
-    problem.textContent = "It could not be deleted. Please try again.";
-    problem.hidden = false;
+    takeError(error, "It could not be deleted. Please try again.");
   }
+}
+
+/** @param {unknown} error @param {string} text */
+function takeError(error, text) {
+  if (takeRefusal(error)) return;
+  problem.textContent = text;
+  problem.hidden = false;
 }
