@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from server.background import Background
+from server.clients import Clients
 from server.config import Config
 from server.cookies import CookieSessions
 from server.metrics import Metrics
@@ -45,6 +46,7 @@ USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
+CLIENTS: Final = web.AppKey("clients", Clients)
 RATES: Final = web.AppKey("rates", Rates)
 DESCRIPTION: Final = web.AppKey("description", dict[str, object])  # of the API
 STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()

@@ -8,6 +8,7 @@ from server.handlers import docs, login, ops, pages, status, tasks, user
 
 ROUTES = [
     web.get("/", pages.generate),
+    web.post("/", pages.create),
     web.get("/tasks", pages.history),
     web.get("/tasks/{task_id}", pages.task),
     web.get("/login", pages.log_in),

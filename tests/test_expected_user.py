@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from aiohttp import FormData
 
 from server.routes import ROUTES
 from tests.conftest import Person, Sql
 from tests.raw_http import connect_to, status_request
+from tests.test_tasks import form
+
+PAGE = {"Accept": "text/html"}
 
 
 def expecting(person: Person) -> dict[str, str]:
@@ -66,3 +70,18 @@ async def test_a_poll_on_a_connection_that_was_parked_for_another_is_refused(ali
             request = status_request(alice, task_id, version=1, wait="0.1")
             await connection.send(request.removesuffix("\r\n\r\n") + head)
             assert (await connection.reply()).status == status
+
+
+async def test_a_form_of_somebody_elses_page_is_shown_again_and_not_sent(alice: Person, bob: Person, sql: Sql) -> None:
+    order = form(prompt="for <alice> only", user=alice.user.user_id)
+    async with bob.http.post("/", data=order, headers=PAGE, allow_redirects=False) as reply:
+        text = await reply.text()
+        assert reply.status == 409
+    assert "for &lt;alice&gt; only" in text
+    assert "send it again to create the picture as bob@example.org" in text
+    assert f'name="user" value="{bob.user.user_id}"' in text
+    assert sql("SELECT count(*) FROM public.image_generations") == [(0,)]
+    again = FormData({"prompt": "x", "user": bob.user.user_id}, default_to_multipart=True)
+    async with bob.http.post("/", data=again, headers=PAGE, allow_redirects=False) as reply:
+        assert reply.status == 303
+    assert sql("SELECT user_id::text FROM public.image_generations") == [(bob.user.user_id,)]

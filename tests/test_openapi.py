@@ -153,6 +153,7 @@ async def _use_tasks(alice: Person, sql: Sql) -> set[str]:
     await _ask(alice, "GET", f"/tasks/{task_id}", 200, headers=PAGE)
     reasons = {(await alice.status(task_id, version=9))["poll"]["reason"]}
     await _order_again(alice, task_id, sql)
+    await _ask(alice, "POST", "/", 303, data=FormData({"prompt": "a lake"}, default_to_multipart=True))
     await _ask(alice, "DELETE", f"/api/generate/tasks/{task_id}", 204)
     return reasons
 

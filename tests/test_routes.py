@@ -20,7 +20,7 @@ PUBLIC = {
 # What needs a login, and names no task and no token. Whoever adds a route must decide here, too.
 NAMES_NOTHING = {
     "GET /", "GET /tasks", "POST /api/generate", "POST /api/generate_advanced", "GET /api/generate/tasks",
-    "GET /api/auth/tokens", "POST /api/auth/tokens", "GET /ops", "GET /ops/figures", "GET /api/auth/user",
+    "GET /api/auth/tokens", "POST /api/auth/tokens", "GET /ops", "GET /ops/figures", "POST /", "GET /api/auth/user",
 }  # fmt: skip
 # How the others name one, if not in their path.
 NAMES_IT: dict[str, Callable[[str], dict[str, Any]]] = {

@@ -2,29 +2,109 @@
 
 from __future__ import annotations
 
+import math
+import re
+import secrets
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
 
 from server import resources
-from server.errors import NotFound, NotSignedIn, TaskNotFound
+from server.errors import (
+    DatabaseUnavailable,
+    NotFound,
+    NotSignedIn,
+    Problem,
+    TaskNotFound,
+    TooManyRequests,
+    Unavailable,
+)
 from server.generation.generator import DEFAULT_SIZE, SIZES
-from server.handlers import parameters
+from server.handlers import orders, parameters
 from server.handlers.login import safe_target
-from server.handlers.orders import MAX_PROMPT
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
-from server.identity import find_user, signed_in_user
-from server.keys import CONFIG, COOKIE_SESSIONS, TASKS, TRACE
-from server.replies import page
+from server.identity import check_expected, find_user, signed_in_user
+from server.keys import CLIENTS, CONFIG, COOKIE_SESSIONS, RATES, TASKS, TRACE
+from server.replies import page, problem_reply, wants_page
+from server.storage.tasks import Task
+from server.storage.users import User
 
 _BUDGET_SECONDS: Final = 600
+_FORM_FIELDS: Final = orders.FIELDS | {"type", "user", "key"}
+_FORM_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _STATIC: Final = {path.name: path for path in resources.folder("static").iterdir()}
 
 
 async def generate(request: web.Request) -> web.Response:
     """Show the form, and the cards of what is being made."""
     await signed_in_user(request)
-    return await _page(request, "generate.html", sizes=list(SIZES), default_size=DEFAULT_SIZE, max_prompt=MAX_PROMPT)
+    return await _show_form(request, {})
+
+
+async def create(request: web.Request) -> web.Response:
+    """Take that form from a browser without JavaScript, and go on to the page of the new task."""
+    fields: dict[str, str] = {}
+    try:
+        made = await _create(request, fields)
+    except DatabaseUnavailable:
+        return await _show_form(request, fields, Unavailable("The database can't be reached just now.", retry_after=3))
+    except Problem as problem:
+        return await _show_form(request, fields, problem)
+    task_id = made.task_id if isinstance(made, Task) else made
+    return web.Response(status=303, headers={"Location": f"/tasks/{task_id}"})
+
+
+async def _create(request: web.Request, fields: dict[str, str]) -> Task | str:
+    user = await _sender(request)
+    if isinstance(user, Problem):
+        await orders.read_form(request, fields, known=_FORM_FIELDS, with_image=False)  # to show it again
+        raise user
+    image = await orders.read_form(request, fields, known=_FORM_FIELDS)
+    check_expected(user, fields.get("user") or None)
+    kind = "advanced" if fields.get("type") == "advanced" else "basic"
+    shown = fields if kind == "advanced" else {**fields, "seed": ""}
+    order = await orders.make_order(request, kind, shown, image if kind == "advanced" else None)
+    # The same form sent twice makes one task, as far as it asks for the same.
+    once = fields.get("key", "")
+    key = f"form-{once}-{order.digest.hex()[:32]}" if _FORM_KEY.match(once) else None
+    return await orders.place(request, user, order, key)
+
+
+async def _sender(request: web.Request) -> User | Problem:
+    """Return who has sent a form, or why it isn't taken however it reads."""
+    user = await find_user(request)
+    if user is None and request.content_type != "multipart/form-data":
+        raise NotSignedIn
+    parameters.require_media_type(request, "multipart/form-data")
+    try:
+        await request.app[RATES].check("create", request.app[CLIENTS].address(request))
+    except TooManyRequests as problem:
+        return problem
+    return user or NotSignedIn("Your session has ended; what you typed is still here.")
+
+
+async def _show_form(request: web.Request, fields: Mapping[str, str], problem: Problem | None = None) -> web.Response:
+    """Show the form with what was typed; `problem`: why it is there again."""
+    if problem is not None and not wants_page(request):
+        return await problem_reply(request, problem)
+    response = await page(
+        request,
+        "generate.html",
+        {
+            "sizes": list(SIZES),
+            "default_size": DEFAULT_SIZE,
+            "max_prompt": orders.MAX_PROMPT,
+            "form": {name: fields.get(name, "") for name in ("prompt", "type", "size", "seed", "user")},
+            "form_key": secrets.token_urlsafe(12),
+            "problem": problem,
+            **_polling(request),
+        },
+        status=200 if problem is None else problem.status,
+    )
+    if problem is not None and problem.retry_after is not None:
+        response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
+    return response
 
 
 async def history(request: web.Request) -> web.Response:
@@ -78,14 +158,13 @@ async def _page(request: web.Request, template: str, **context: object) -> web.R
     user = await find_user(request)
     if user is None:
         raise NotSignedIn
+    return await page(request, template, {**_polling(request), **context})
+
+
+def _polling(request: web.Request) -> dict[str, object]:
     hold = request.app[CONFIG].polling.hold_seconds
-    return await page(
-        request,
-        template,
-        {
-            "hold_seconds": hold,
-            "client_timeout_seconds": hold + CLIENT_MARGIN_SECONDS,
-            "budget_seconds": _BUDGET_SECONDS,
-            **context,
-        },
-    )
+    return {
+        "hold_seconds": hold,
+        "client_timeout_seconds": hold + CLIENT_MARGIN_SECONDS,
+        "budget_seconds": _BUDGET_SECONDS,
+    }

@@ -40,6 +40,7 @@ def schemas() -> Json:
         "TaskPage": _object({"items": _list(schema("ListedTask")), "nextCursor": _or_null(_TEXT)}),
         "Order": _order(multipart=False),
         "OrderForm": _order(multipart=True),
+        "PageForm": _page_form(),
         "Cancel": _object({"taskId": schema("TaskId")}),
         "Credentials": _credentials(),
         "Account": _object({"user": _object({"id": {"type": "string", "format": "uuid"}, "email": _TEXT})}),
@@ -169,6 +170,17 @@ def _order(*, multipart: bool) -> Json:
     if multipart:
         properties["reference_image"] = {"type": "string", "format": "binary", "description": image}
     return _object(properties, optional=["seed", "size", "reference_image"])
+
+
+def _page_form() -> Json:
+    order = _order(multipart=True)
+    assert isinstance(order["properties"], dict)
+    own: Json = {
+        "type": _said(_TEXT, "`advanced` builds on the reference image and the seed; anything else is basic."),
+        "user": _said(_TEXT, "As `Expected-User`."),
+        "key": _said(_TEXT, "As `Idempotency-Key`, for one and the same order."),
+    }
+    return {**order, "properties": {**order["properties"], **own}}
 
 
 def _credentials() -> Json:

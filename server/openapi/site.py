@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.errors import NotFound, Problem, TaskNotFound
+from server.errors import (
+    IdempotencyMismatch,
+    ImageRejected,
+    NotFound,
+    PayloadTooLarge,
+    Problem,
+    TaskNotFound,
+    UnsupportedMedia,
+)
 from server.metrics import CONTENT_TYPE
-from server.openapi.parts import Json, operation, page, parameters, redirect, reply, schema
+from server.openapi.parts import Json, body, operation, page, parameters, redirect, reply, schema
 
 _PAGES = "Pages"
 _OPERATION = "Operation"
@@ -15,7 +23,7 @@ _OPERATION = "Operation"
 def paths() -> Json:
     """Describe them by URL and method."""
     return {
-        "/": {"get": _page("createPage", "Create pictures and watch them")},
+        "/": {"get": _page("createPage", "Create pictures and watch them"), "post": _sent_form()},
         "/tasks": {"get": _page("historyPage", "Your pictures", takes=parameters("limit", "cursor", "status"))},
         "/tasks/{task_id}": {
             "get": _page("taskPage", "One picture", takes=parameters("task_id"), refused=[TaskNotFound])
@@ -50,6 +58,22 @@ def _page(
         replies={"200": page("The page"), **elsewhere},
         refused=refused,
         public=public,
+        html=True,
+    )
+
+
+def _sent_form() -> Json:
+    return operation(
+        "sendForm",
+        "Create a picture without JavaScript",
+        "What the form of the page sends by itself. If it is refused, the page comes back with what was typed. Programs"
+        " use `/api/generate`.",
+        tag=_PAGES,
+        body=body({"multipart/form-data": schema("PageForm")}, "The form."),
+        replies={"303": redirect("On to the page of the new task")},
+        refused=[PayloadTooLarge, UnsupportedMedia, IdempotencyMismatch, ImageRejected],
+        changes=True,
+        counted=True,
         html=True,
     )
 

@@ -1,0 +1,150 @@
+"""Creating pictures with a form alone, as browsers without JavaScript do."""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from server import keys
+from server.generation.worker import reference_name
+from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
+from tests.conftest import Enter, Person, Sql, Start
+from tests.test_tasks import form, image_files, picture
+
+PAGE = {"Accept": "text/html"}
+COLUMNS = "SELECT prompt, type, size, has_reference FROM public.image_generations"
+
+
+async def send(person: Person, status: int, **fields: str | bytes) -> Any:
+    async with person.http.post("/", data=form(**fields), headers=PAGE, allow_redirects=False) as reply:
+        text = await reply.text()
+        assert reply.status == status, text
+        return reply.headers["Location"] if status == 303 else html.unescape(text)
+
+
+def values(text: str) -> dict[str, str]:
+    """Return what is typed and chosen in the form of a page."""
+    prompt = re.findall(r'<textarea id="prompt".*?>\n(.*?)</textarea>', text, re.DOTALL)
+    seed = re.findall(r'<input id="seed".*?value="(.*?)"', text, re.DOTALL)
+    size = re.findall(r'<option value="(\S+)" selected>', text)
+    mode = re.findall(r'name="type" value="(\w+)" checked', text)
+    return {"prompt": prompt[0], "seed": seed[0], "size": size[0], "type": mode[0]}
+
+
+async def test_the_form_makes_a_task_and_goes_on_to_its_page(alice: Person, sql: Sql) -> None:
+    fields = {"prompt": " two\r\nlines ", "type": "advanced", "seed": " 7 ", "size": "512x512"}
+    target = await send(alice, 303, **fields, user=alice.user.user_id, key="k", reference_image=picture())
+    task_id = target.removeprefix("/tasks/")
+    assert sql("SELECT task_id, prompt, type, seed, size, has_reference FROM public.image_generations") == [
+        (task_id, "two\nlines", "advanced", 7, "512x512", True)
+    ]
+    assert image_files(alice) == [reference_name(task_id)]
+    async with alice.http.get(target, headers=PAGE) as reply:
+        assert '<noscript><meta http-equiv="refresh" content="3"></noscript>' in await reply.text()
+    sql("UPDATE public.image_generations SET status = 'canceled'")
+    async with alice.http.get(target, headers=PAGE) as reply:
+        assert "refresh" not in await reply.text()
+
+
+async def test_what_is_not_shown_is_not_sent(alice: Person, sql: Sql) -> None:
+    """Of a form in basic mode neither the seed nor the image, which are there for the advanced one."""
+    await send(alice, 303, prompt="x", type="basic", seed="nonsense", reference_image=picture())
+    assert sql(COLUMNS) == [("x", "basic", "768x768", False)]
+
+
+async def test_the_same_form_sent_twice_makes_one_task(alice: Person, sql: Sql) -> None:
+    first = await send(alice, 303, prompt="x", key="once")
+    assert await send(alice, 303, prompt="x", key="once") == first
+    assert await send(alice, 303, prompt="y", key="once") != first
+    assert await send(alice, 303, prompt="x", key="another") != first
+    for key in ("", "ключ", "k" * 65):
+        await send(alice, 303, prompt="x", key=key)
+    assert sql("SELECT count(*) FROM public.image_generations") == [(6,)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "said"),
+    [
+        ({"seed": "-1"}, 400, "seed must be a whole number"),
+        ({"prompt": "\u200b"}, 400, "prompt is required"),
+        ({"prompt": "x" * 4001}, 400, "prompt has 4001 characters"),
+        ({"size": "1x1"}, 400, "size must be one of"),
+        ({"colour": "red"}, 400, "Unknown field: colour"),
+        ({"reference_image": b"only text"}, 415, "This is text."),
+        ({"reference_image": picture()[:40]}, 422, "damaged or incomplete"),
+    ],
+)
+async def test_a_refused_form_comes_back_with_what_was_typed(
+    alice: Person, sql: Sql, wrong: dict[str, Any], status: int, said: str
+) -> None:
+    typed = {"prompt": "<b>two</b>\nlines", "type": "advanced", "seed": "7", "size": "512x768", **wrong}
+    text = await send(alice, status, **typed)
+    assert said in text
+    assert "choose it again" in text
+    expected = {name: typed[name] for name in ("prompt", "seed", "type")}
+    found = values(text)
+    assert found == expected | {"size": found["size"]}
+    assert found["size"] == typed["size"] or "size" in wrong
+    assert sql("SELECT count(*) FROM public.image_generations") == [(0,)]
+
+
+async def test_over_the_limit_the_form_comes_back_too(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(limits={"enabled": True, "create": "1 per minute"}))
+    await send(alice, 303, prompt="x")
+    async with alice.http.post("/", data=form(prompt="typed"), headers=PAGE) as reply:
+        text = await reply.text()
+        assert (reply.status, values(text)["prompt"]) == (429, "typed")
+        assert int(reply.headers["Retry-After"]) >= 1
+
+
+async def test_a_stranger_gets_the_form_back_and_the_image_is_not_read(start: Start) -> None:
+    client = await start()
+    order = form(prompt="typed", user="00000000-0000-0000-0000-000000000001", reference_image=bytes(1 << 20))
+    async with client.post("/", data=order, headers=PAGE) as reply:
+        text = await reply.text()
+        assert reply.status == 401
+    assert values(text)["prompt"] == "typed"
+    assert 'name="user" value="00000000-0000-0000-0000-000000000001"' in text
+    assert 'href="/login?ended" target="_blank"' in text
+    async with client.post("/", data=form(prompt="typed")) as reply:
+        assert (reply.status, (await reply.json())["code"]) == (401, "not_signed_in")
+
+
+async def test_from_the_form_to_the_picture_with_a_reference_image(start: Start, enter: Enter, sql: Sql) -> None:
+    alice = await enter(await start(generation={"workers": 1, "step_seconds": 0.2}))
+    async with visiting(alice, java_script_enabled=False) as page:
+        await page.goto(url_of(alice))
+        await expect(page.get_by_label("Seed")).to_be_hidden()
+        await page.get_by_label("Prompt", exact=True).fill("a quiet lake\nat dawn")
+        await page.get_by_text("Advanced", exact=True).first.click()
+        await page.get_by_label("Reference image").set_input_files(
+            {"name": "a.png", "mimeType": "image/png", "buffer": picture()}
+        )
+        await page.get_by_label("Size").select_option("512x512")
+        await page.get_by_role("button", name="Create picture").click()
+        await page.wait_for_url(re.compile("/tasks/"))
+        await expect(page.get_by_role("img", name="a quiet lake")).to_be_visible(timeout=30_000)
+    assert sql(COLUMNS) == [("a quiet lake\nat dawn", "advanced", "512x512", True)]
+
+
+async def test_a_session_that_has_ended_loses_nothing_that_was_typed(alice: Person, sql: Sql) -> None:
+    async with visiting(alice, java_script_enabled=False) as page:
+        await page.goto(url_of(alice))
+        await page.get_by_label("Prompt", exact=True).fill("typed with care")
+        await end_session(alice)
+        await page.get_by_role("button", name="Create picture").click()
+        await expect(page.get_by_text("Your session has ended; what you typed is still here.")).to_be_visible()
+        await expect(page.get_by_label("Prompt", exact=True)).to_have_value("typed with care")
+        async with page.context.expect_page() as opening:
+            await page.get_by_role("link", name="Log in in a new tab").click()
+        other = await opening.value
+        await expect(other.get_by_text("Your session has ended. Log in to go on.")).to_be_visible()
+        await log_in_anew(page.context, alice)
+        await page.get_by_role("button", name="Create picture").click()
+        await page.wait_for_url(re.compile("/tasks/"))
+    assert sql("SELECT prompt FROM public.image_generations") == [("typed with care",)]
+    assert alice.app[keys.METRICS].value("longpoll_request_crashes_total") == 0
