@@ -6,8 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
+from server import keys
+from server.generation.worker import result_name
 from tests.browser.visitor import url_of, visiting
 from tests.conftest import Person, Sql, until
 from tests.test_tasks import form, picture
@@ -62,6 +64,21 @@ async def test_a_picture_is_known_by_its_content(tab: Page, sql: Sql) -> None:
     await tab.get_by_role("textbox", name="Prompt").fill("x")
     await tab.get_by_role("button", name="Create picture").click()
     await until(lambda: [row[4] for row in orders(sql)] == [True])
+
+
+async def test_a_picture_that_a_proxy_has_not_for_a_moment_is_shown(alice: Person, tab: Page, sql: Sql) -> None:
+    task_id = await alice.create("a lake")
+    await alice.app[keys.IMAGES].put(result_name(task_id, 1), picture())
+    sql("UPDATE public.image_generations SET status = 'completed', result = '/picture', attempt = 1")
+    answers = [404, 502]
+
+    async def answer(route: Route) -> None:
+        await (route.fulfill(status=answers.pop(), body="gone") if answers else route.continue_())
+
+    await tab.route("**/image", answer)
+    await tab.goto(url_of(alice))
+    await expect(tab.get_by_role("img", name="a lake")).to_have_class("is-ready", timeout=15_000)
+    assert answers == []
 
 
 async def make_failed(alice: Person, sql: Sql) -> str:

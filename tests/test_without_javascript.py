@@ -11,8 +11,10 @@ from playwright.async_api import expect
 
 from server import keys
 from server.generation.worker import reference_name
+from server.storage.embedded import EmbeddedPostgres
 from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
 from tests.conftest import Enter, Person, Sql, Start
+from tests.outage import outage
 from tests.test_tasks import form, image_files, picture
 
 PAGE = {"Accept": "text/html"}
@@ -99,6 +101,22 @@ async def test_over_the_limit_the_form_comes_back_too(start: Start, enter: Enter
         text = await reply.text()
         assert (reply.status, values(text)["prompt"]) == (429, "typed")
         assert int(reply.headers["Retry-After"]) >= 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_without_a_database_the_form_comes_back_too(
+    alice: Person, postgres: EmbeddedPostgres, dsn: str, *, known: bool
+) -> None:
+    """Whether the session is in memory or not."""
+    cookie = f"{alice.app[keys.COOKIE_SESSIONS].cookie_name}=another"
+    headers = PAGE if known else PAGE | {"Cookie": cookie}
+    await send(alice, 303, prompt="x")
+    if not known:
+        alice.http.session.cookie_jar.clear()
+    with outage(postgres, dsn):
+        async with alice.http.post("/", data=form(prompt="typed"), headers=headers) as reply:
+            assert (reply.status, values(await reply.text())["prompt"]) == (503, "typed")
+            assert 1 <= int(reply.headers["Retry-After"]) <= 4
 
 
 async def test_a_stranger_gets_the_form_back_and_the_image_is_not_read(start: Start) -> None:

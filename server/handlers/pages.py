@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 import secrets
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from typing import Final
 
 from aiohttp import web
 
-from server import resources
+from server import logs, resources
 from server.errors import (
     DatabaseUnavailable,
     NotFound,
@@ -47,8 +48,8 @@ async def create(request: web.Request) -> web.Response:
     fields: dict[str, str] = {}
     try:
         made = await _create(request, fields)
-    except DatabaseUnavailable:
-        return await _show_form(request, fields, Unavailable("The database can't be reached just now.", retry_after=3))
+    except DatabaseUnavailable as error:
+        return await _show_form(request, fields, _unavailable(request, error))
     except Problem as problem:
         return await _show_form(request, fields, problem)
     task_id = made.task_id if isinstance(made, Task) else made
@@ -73,7 +74,10 @@ async def _create(request: web.Request, fields: dict[str, str]) -> Task | str:
 
 async def _sender(request: web.Request) -> User | Problem:
     """Return who has sent a form, or why it isn't taken however it reads."""
-    user = await find_user(request)
+    try:
+        user = await find_user(request)
+    except DatabaseUnavailable as error:
+        return _unavailable(request, error)
     if user is None and request.content_type != "multipart/form-data":
         raise NotSignedIn
     parameters.require_media_type(request, "multipart/form-data")
@@ -82,6 +86,11 @@ async def _sender(request: web.Request) -> User | Problem:
     except TooManyRequests as problem:
         return problem
     return user or NotSignedIn("Your session has ended; what you typed is still here.")
+
+
+def _unavailable(request: web.Request, error: DatabaseUnavailable) -> Problem:
+    logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
+    return Unavailable("The database can't be reached just now.", retry_after=random.uniform(1, 4))
 
 
 async def _show_form(request: web.Request, fields: Mapping[str, str], problem: Problem | None = None) -> web.Response:

@@ -10,6 +10,9 @@ import { isFinished } from "./pursuit.js";
 /** A poll that has not failed for so long is being held: the connection is back. */
 const RECOVERED_MS = 3000;
 
+/** What is in front of the server may have no picture for some seconds. */
+const PICTURE_PAUSES_MS = [1000, 3000, 9000];
+
 export const OFFLINE = "You are offline.";
 
 const LABELS = {
@@ -186,7 +189,12 @@ export class Card {
     if (picture.getAttribute("src")) return;
     picture.alt = this.prompt;
     picture.addEventListener("load", () => picture.classList.add("is-ready"));
-    picture.addEventListener("error", () => this.showPictureNote("The picture could not be loaded"));
+    const pauses = [...PICTURE_PAUSES_MS];
+    picture.addEventListener("error", () => {
+      const pause = pauses.shift();
+      if (pause === undefined) this.showPictureNote("The picture could not be loaded");
+      else setTimeout(() => (picture.src = pictureUrl(taskId)), pause);
+    });
     picture.src = pictureUrl(taskId);
   }
 

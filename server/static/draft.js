@@ -3,7 +3,7 @@
 
 import { pageUser } from "./api.js";
 
-const NAME = "draft";
+const NAME = "unsent";
 
 /** @param {object} draft */
 export function keepDraft(draft) {
