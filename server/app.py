@@ -255,6 +255,10 @@ async def wait_until_heard(listener: Listener) -> None:
         async with asyncio.timeout(_READY_SECONDS):
             await listener.until_healthy()
     except TimeoutError:
+        if listener.refusal:
+            raise ConfigurationError(
+                f"LISTEN doesn't work: no connection for it could be had within {_READY_SECONDS:g} s: {listener.refusal}"
+            ) from None
         raise ConfigurationError(
             f"LISTEN doesn't work: a notification sent by this server did not come back within {_READY_SECONDS:g} s."
             " A transaction pooler (PgBouncer, Supavisor) drops LISTEN:"

@@ -11,7 +11,10 @@ from types import SimpleNamespace
 import pytest
 from psycopg2.extensions import make_dsn
 
-from server.errors import DatabaseUnavailable
+from server.app import build_app
+from server.config import Config
+from server.errors import ConfigurationError, DatabaseUnavailable
+from server.serving import make_runner
 from server.storage.database import Database
 from tests.conftest import Enter, Person, Sql, Start, execute, until
 from tests.pooler import pooler
@@ -139,6 +142,29 @@ async def test_no_request_of_a_burst_is_refused(start: Start, enter: Enter, logi
     assert person.metric("longpoll_database_connections") == 5
     assert person.metric("longpoll_database_connects_failed") > 0
     assert person.metric("longpoll_listener_reconnects_total") == 0
+
+
+async def test_a_listener_and_one_connection_are_enough(start: Start, enter: Enter, login: str, limit: Limit) -> None:
+    limit(2)
+    person = await enter(await start(login))
+    assert set(await asyncio.gather(*(_create(person) for _ in range(20)))) == {202}
+    assert person.metric("longpoll_database_connections") == 1
+
+
+async def test_without_room_for_a_listener_the_start_says_so(
+    login: str, limit: Limit, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And doesn't blame a pooler."""
+    limit(1)
+    monkeypatch.setattr("server.app._READY_SECONDS", 1.0)
+    runner = make_runner(build_app(config, login))
+    try:
+        with pytest.raises(
+            ConfigurationError, match=r"LISTEN doesn't work: no connection .* too many connections for role"
+        ):
+            await runner.setup()
+    finally:
+        await runner.cleanup()
 
 
 async def _create(person: Person) -> int:

@@ -37,6 +37,7 @@ class Listener:
         healthy: whether notifications are proven to arrive.
         lag_seconds: how long the latest of our own took.
         beats: how many heartbeats have begun.
+        refusal: why no connection could be made or none would listen, the last time it was tried; empty if it did.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Listener:
         self.healthy = False
         self.lag_seconds = 0.0
         self.beats = 0
+        self.refusal = ""
 
     async def run(self) -> None:
         """Listen for ever; connect again, with growing pauses, whenever the connection is lost."""
@@ -116,6 +118,7 @@ class Listener:
                 if heartbeat.done():
                     heartbeat.result()
                 attempt = 0 if self.healthy else attempt + 1
+                self.refusal = "" if self._connection is not None else str(error).strip()
                 logs.log.warning(
                     logs.LISTENER_LOST, attempt=attempt, error=str(error).strip(), kind=type(error).__name__
                 )
