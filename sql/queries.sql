@@ -301,6 +301,22 @@ SELECT current_setting('server_version') AS version, current_setting('server_ver
          ON t.relname = 'image_generations'
  WHERE r.rolname = session_user;
 
+-- name: connection_limits
+-- Who limits our connections, to how many, and what changes it. A superuser is bound by the server's limit only.
+SELECT format('the login %I (CONNECTION LIMIT)', rolname) AS who, rolconnlimit AS most,
+       format('make room by ALTER ROLE %I CONNECTION LIMIT …,', rolname) AS remedy
+  FROM pg_roles WHERE rolname = session_user AND rolconnlimit >= 0 AND NOT rolsuper
+UNION ALL
+SELECT format('the database %I (CONNECTION LIMIT)', datname), datconnlimit,
+       format('make room by ALTER DATABASE %I CONNECTION LIMIT …,', datname)
+  FROM pg_database, pg_roles
+ WHERE datname = current_database() AND datconnlimit >= 0 AND rolname = session_user AND NOT rolsuper
+UNION ALL
+SELECT 'Postgres (max_connections, less what is reserved)',
+       current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer
+         - coalesce(current_setting('reserved_connections', true), '0')::integer,
+       'make room in max_connections';
+
 -- name: tables_without_row_security
 SELECT format('%I.%I', schemaname, tablename) AS relation
   FROM pg_tables

@@ -25,22 +25,36 @@ _SETTINGS = """
 listen_addr = 127.0.0.1
 unix_socket_dir =
 listen_port = {pooler_port}
-auth_type = any
+auth_type = {auth_type}
+auth_file = {users}
 pool_mode = {mode}
 max_client_conn = {max_clients}
 """
 
 
 @contextlib.contextmanager
-def pooler(dsn: str, mode: str = "transaction", max_clients: int = 1000) -> Iterator[str]:
-    """Run PgBouncer in front of a database for the block; gives the DSN that leads through it."""
+def pooler(dsn: str, mode: str = "transaction", max_clients: int = 1000, *, console: bool = True) -> Iterator[str]:
+    """Run PgBouncer in front of a database for the block; gives the DSN that leads through it.
+
+    With its console everybody is an administrator; without, only the login of the DSN gets in, and not to it.
+    """
     command = [program("pgbouncer", "pgbouncer"), "--quiet"]
     database = {"host": "127.0.0.1", "port": "5432", "user": "postgres"} | parse_dsn(dsn)
     with tempfile.TemporaryDirectory(prefix="longpoll-pooler-", dir="/tmp") as folder:
         settings = Path(folder, "pgbouncer.ini")
         pooled = make_dsn(dsn, host="127.0.0.1", port=_free_port())
-        port = parse_dsn(pooled)["port"]
-        settings.write_text(_SETTINGS.format(**database, pooler_port=port, mode=mode, max_clients=max_clients))
+        users = Path(folder, "users")
+        users.write_text(f'"{database["user"]}" ""\n')
+        settings.write_text(
+            _SETTINGS.format(
+                **database,
+                pooler_port=parse_dsn(pooled)["port"],
+                mode=mode,
+                max_clients=max_clients,
+                auth_type="any" if console else "trust",
+                users=users,
+            )
+        )
         if os.geteuid() == 0:  # it refuses to be root
             shutil.chown(folder, "nobody")
             command += ["--user", "nobody"]

@@ -13,7 +13,7 @@ from server.doctor.deployment import Deployment
 from server.doctor.report import Finding, failed, ok, skipped, warning
 from server.errors import DatabaseUnavailable, MigrationError, StorageError
 from server.storage import migrations
-from server.storage.database import Connection, Role, read_queries, run_directly, translated_errors
+from server.storage.database import Connection, Role, read_queries, run_directly, translated_errors, why_read_only
 
 OLDEST_POSTGRES: Final = 15
 _CLOCK_SECONDS: Final = 1.0
@@ -55,8 +55,12 @@ async def check_reachable(deployment: Deployment) -> Finding:
     """Connect as the server does, and ask for the version."""
     async with deployment.connected() as connection:
         server = await _describe(deployment, connection)
+        [(standby, read_only, *_)] = await run_directly(connection, _QUERIES["describe_session"], deployment.timeout)
     if server.major < OLDEST_POSTGRES:
         return failed(f"this is Postgres {server.version}", f"use Postgres {OLDEST_POSTGRES} or newer")
+    if read_only:
+        why, remedy = why_read_only(standby=standby)
+        return failed(f"nothing may be written through {deployment.name_of('dsn')}: {why}", remedy)
     where = deployment.name_of("dsn")
     return ok(f"Postgres {server.version} answers ({where}: {server.login} in the database {server.database})")
 

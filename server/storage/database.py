@@ -259,7 +259,8 @@ class Database:
         session = await self.fetch_one("describe_session", _Session)
         assert session is not None
         if session.read_only:
-            raise ConfigurationError(f"nothing may be written through database.dsn: {why_read_only(session.standby)}")
+            why = "; ".join(why_read_only(standby=session.standby))
+            raise ConfigurationError(f"nothing may be written through database.dsn: {why}")
         if session.isolation != "read committed":
             self._corrections += "SET TRANSACTION ISOLATION LEVEL READ COMMITTED;\n"
         if not session.row_security:
@@ -343,11 +344,16 @@ class Database:
             slots.release()
 
 
-def why_read_only(standby: bool) -> str:  # noqa: FBT001 - a column of a row
-    """Say why a session may not write, and what would be right."""
+def why_read_only(*, standby: bool) -> tuple[str, str]:
+    """Say why a session may not write, and what to do about it."""
     if standby:
-        return "it leads to a standby; name all hosts in it, with target_session_attrs=read-write"
-    return "default_transaction_read_only is on; take it back with ALTER ROLE or ALTER DATABASE … RESET"
+        return "it leads to a standby", "name all hosts in it, with target_session_attrs=read-write"
+    return "default_transaction_read_only is on", "take it back by ALTER ROLE … or ALTER DATABASE … RESET"
+
+
+def other_database(dsn: str, name: str) -> str:
+    """Return the DSN of another database at the same place, for the same login."""
+    return psycopg2.extensions.make_dsn(dsn, dbname=name)
 
 
 def login_role(dsn: str) -> str:
