@@ -16,8 +16,9 @@ import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from server.certificate import write_certificate
-from server.errors import DatabaseUnavailable
-from server.storage.database import connected, run_directly
+from server.errors import DatabaseUnavailable, StorageError
+from server.loadtest.by_sql import SqlStage
+from server.storage.database import connected, login_role, run_directly
 from tests.conftest import execute
 from tests.faults.postgres import MortalPostgres
 from tests.faults.proxy import proxy_to
@@ -152,6 +153,32 @@ def test_a_caller_that_leaves_while_connecting_leaves_nothing(on_loop: OnLoop[ob
         assert descriptors() == before
 
     on_loop(leave())
+
+
+# Malformed ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("malformed", "said"),
+    [
+        ("postgres//web:secret@db", "a DSN is malformed: write "),
+        ("postgresql://web:%se%cret@db", "a DSN is malformed: write "),
+        ("host=a hots=b password=secret", r'malformed \(connection option "hots" is unknown\)'),
+        ("postgresql://web:secret@db?sslmod=x", r'malformed \(query parameter: "sslmod" is unknown\)'),
+        ("password=secret \udcff", "in UTF-8"),
+    ],
+)
+def test_a_malformed_dsn_is_told_without_its_password(on_loop: OnLoop[object], malformed: str, said: str) -> None:
+    async def load() -> None:
+        with SqlStage(malformed, tasks=1, clients=1, polls_per_user=1, secret=None):
+            raise AssertionError("it can't be used")
+
+    for use in (ask(malformed), load()):
+        with pytest.raises(StorageError, match=said) as caught:
+            on_loop(use)
+        assert "secret" not in str(caught.value)
+    with pytest.raises(StorageError, match=said):
+        login_role(malformed)
 
 
 # TLS and not ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import psycopg2.extensions
 from server import resources
 from server.errors import LoadTestError
 from server.loadtest.stages import Commit, Task
-from server.storage.connecting import options
+from server.storage.connecting import options, parse
 from server.storage.database import read_queries
 from server.storage.sessions import TOKEN_PREFIX
 
@@ -147,6 +147,7 @@ class SqlStage:
     def _cursor(self) -> Iterator[psycopg2.extensions.cursor]:
         try:
             if self._connection is None:
+                parse(self._dsn)
                 self._connection = psycopg2.connect(
                     self._dsn, connect_timeout=_CONNECT_SECONDS, **options("longpoll-loadtest")
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from typing import Any, Final
 
 import aiopg
@@ -14,11 +15,28 @@ import aiopg.connection
 import psycopg2
 import psycopg2.extensions
 
-from server.errors import ConfigurationError
+from server.errors import ConfigurationError, StorageError
 
 # Noticed within about 3 s when the other end has vanished without a word (tcp(7), libpq "Connection control functions").
 KEEPALIVES: Final = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3, "tcp_user_timeout": 3000}
 _ENCODING: Final = "UTF8"
+
+
+def parse(dsn: str) -> dict[str, str]:
+    """Return the parts of a DSN.
+
+    Raises:
+        StorageError: it is malformed. What is wrong is only told if it can't hold a password.
+    """
+    try:
+        parts: dict[str, str] = psycopg2.extensions.parse_dsn(dsn)
+    except (psycopg2.ProgrammingError, ValueError) as error:
+        found = re.search(r'(?:connection option|query parameter):? "\w+"', str(error))
+        what = f" ({found[0]} is unknown)" if found else ""
+        raise StorageError(
+            f'a DSN is malformed{what}: write "host=… dbname=… user=…" or "postgresql://…", in UTF-8'
+        ) from None
+    return parts
 
 
 class _ByDescriptor:
@@ -52,6 +70,7 @@ async def connect(dsn: str, timeout: float, application: str) -> aiopg.Connectio
     time is over; after that, and after one that broke off or didn't let us in, the others are tried without it.
 
     Raises:
+        StorageError: the DSN is malformed.
         TimeoutError: nobody answered in time.
         psycopg2.OperationalError: nobody let us in; of several errors, the first.
         ConfigurationError: the database has another encoding than UTF-8.
@@ -79,7 +98,7 @@ class _Hosts:
 
     def __init__(self, dsn: str) -> None:
         self._given = dsn
-        parsed: dict[str, str] = psycopg2.extensions.parse_dsn(dsn)
+        parsed = parse(dsn)
         lists: dict[str, list[str]] = {
             key: parsed[key].split(",") for key in ("host", "hostaddr", "port") if key in parsed
         }

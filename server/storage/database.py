@@ -25,7 +25,7 @@ import psycopg2.extensions
 
 from server import logs, resources
 from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, ServerError, StorageError
-from server.storage.connecting import connect
+from server.storage.connecting import connect, parse
 from server.storage.pool import Pool
 
 T = TypeVar("T")
@@ -358,7 +358,7 @@ def other_database(dsn: str, name: str) -> str:
 
 def login_role(dsn: str) -> str:
     """Return the role that a DSN logs in as: the one it names, or the one that libpq would take."""
-    return psycopg2.extensions.parse_dsn(dsn).get("user") or os.environ.get("PGUSER") or getpass.getuser()
+    return parse(dsn).get("user") or os.environ.get("PGUSER") or getpass.getuser()
 
 
 def _prefix(user: str | None, timeout: float) -> str:
