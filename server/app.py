@@ -50,6 +50,10 @@ from server.waiting.waiters import Waiters
 WORKERS: Final = web.AppKey("workers", tuple[Worker, ...])
 TURN: Final = web.AppKey[Turn | None]("turn")
 _READY_SECONDS: Final = 15.0
+# Read once: a process shows the pages that belong to its code, whatever becomes of the files while it runs.
+_TEMPLATES: Final = {
+    path.name: path.read_text(encoding="utf-8") for path in sorted(resources.folder("templates").iterdir())
+}
 _CLEAN_EVERY_SECONDS: Final = 3600.0
 _KEEP_ORPHANS_SECONDS: Final = 3600.0
 
@@ -296,7 +300,7 @@ def _add_templates(app: web.Application) -> None:
     app[keys.STATIC_VERSION] = _static_version()
     aiohttp_jinja2.setup(
         app,
-        loader=jinja2.FileSystemLoader(resources.folder("templates")),
+        loader=jinja2.DictLoader(_TEMPLATES),
         autoescape=True,
         enable_async=True,
         undefined=jinja2.StrictUndefined,

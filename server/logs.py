@@ -60,6 +60,7 @@ TASK_RELEASED = "task.released"
 LEASE_LOST = "lease.lost"
 GENERATOR_CRASHED = "generator.crashed"
 FILES_CLEANED = "files.cleaned"
+STATIC_FAILED = "static.failed"
 
 ACCOUNT_REGISTERED = "account.registered"
 LOGIN_SUCCEEDED = "login.succeeded"

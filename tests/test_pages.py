@@ -6,9 +6,14 @@ import html
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
-from tests.conftest import Person, Sql, Start
+import pytest
+
+from server import resources
+from server.handlers import pages
+from tests.conftest import Enter, Person, Sql, Start
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 EVIL = """<script>alert(1)</script>'"><img src=x onerror=alert(1)> & {{ 7 * 7 }}"""
@@ -141,3 +146,28 @@ async def test_a_person_gets_a_page_when_something_is_wrong(alice: Person) -> No
         assert title in text
         assert "alice@example.org" in text, "who is logged in still is"
         assert "<script>x" not in text
+
+
+@pytest.mark.parametrize("how", ["gone", "a folder"])
+async def test_a_script_that_can_not_be_read_is_told_as_everything_is(
+    alice: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """An installation that is just being replaced, say: for now, and not as if there were no such thing."""
+    path = tmp_path / "api.js"
+    if how == "a folder":
+        path.mkdir()
+    monkeypatch.setitem(pages._STATIC, "api.js", path)
+    async with alice.http.get("/static/api.js") as reply:
+        assert (reply.status, (await reply.json())["code"]) == (503, "unavailable")
+        assert reply.headers["Retry-After"]
+
+
+async def test_pages_need_no_file_while_the_server_runs(
+    start: Start, enter: Enter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alice = await enter(await start())
+    monkeypatch.setattr(resources, "_PACKAGE", tmp_path / "gone" / "server")
+    with pytest.raises(FileNotFoundError):
+        resources.read_text("templates", "history.html")
+    for url in ("/", "/tasks", "/ops", "/docs"):
+        await page(alice, url)

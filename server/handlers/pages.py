@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import re
 import secrets
@@ -151,6 +152,9 @@ async def static(request: web.Request) -> web.FileResponse:
     path = _STATIC.get(request.match_info["filename"])
     if path is None:
         raise NotFound
+    if not (path.is_file() and os.access(path, os.R_OK)):  # aiohttp would answer by itself here, too
+        logs.log.error(logs.STATIC_FAILED, path=str(path))
+        raise Unavailable("A file of this page can't be read just now.", retry_after=5)
     return web.FileResponse(path)
 
 
