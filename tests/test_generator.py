@@ -9,7 +9,7 @@ import pytest
 from server.errors import GenerationError
 from server.generation.generator import DEFAULT_SIZE, SIZES, Picture, Step, hold_to_contract
 
-PICTURE = Picture(b"png", "image/png")
+PICTURE = Picture(b"png")
 
 
 class Recital:

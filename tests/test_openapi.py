@@ -171,7 +171,7 @@ async def _repeat_a_create(alice: Person, url: str, order: Any, sql: Sql) -> str
     key = {"Idempotency-Key": url}
     task_id = str((await _ask(alice, "POST", url, 202, json=order, headers=key))["taskId"])
     await _ask(alice, "POST", url, 202, json=order, headers=key)
-    await alice.app[keys.IMAGES].put(f"{task_id}.0.png", b"\x89PNG")
+    await alice.app[keys.IMAGES].put(f"{task_id}.0.png", b"\x89PNG\r\n\x1a\n")
     sql("UPDATE public.image_generations SET status = 'completed', result = '/picture' WHERE task_id = %s", (task_id,))
     await until(lambda: _is_completed(alice, task_id))
     await _ask(alice, "POST", url, 200, json=order, headers=key | {"Prefer": "wait=1"})

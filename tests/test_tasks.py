@@ -8,6 +8,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import FormData
 from PIL import Image
 
@@ -36,7 +37,7 @@ def form(**fields: str | bytes) -> FormData:
 def image_files(person: Person) -> list[str]:
     """Return the names of all files in the server's image folder."""
     folder: Path = person.app[keys.IMAGES].folder
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    return sorted(path.name for path in folder.rglob("*.png"))
 
 
 async def create(
@@ -304,6 +305,29 @@ async def test_the_picture_is_its_owners_alone(alice: Person, bob: Person, sql: 
     await alice.app[keys.IMAGES].delete_task(task_id)
     async with alice.http.get(url) as reply:
         assert (reply.status, (await reply.json())["detail"]) == (404, "The picture is gone.")
+
+
+@pytest.mark.parametrize(
+    ("kind", "media", "suffix"),
+    [("PNG", "image/png", "png"), ("JPEG", "image/jpeg", "jpg"), ("WEBP", "image/webp", "webp")],
+)
+async def test_a_picture_is_sent_as_what_it_is(alice: Person, sql: Sql, kind: str, media: str, suffix: str) -> None:
+    """Whatever its name says, which is the same for all."""
+    task_id = await alice.create()
+    await alice.app[keys.IMAGES].put(result_name(task_id, 0), picture(kind))
+    sql("UPDATE public.image_generations SET status = 'completed', result = '/picture'")
+    async with alice.http.get(f"/api/generate/tasks/{task_id}/image") as reply:
+        assert (reply.status, reply.content_type, await reply.read()) == (200, media, picture(kind))
+        assert reply.headers["Content-Disposition"] == f'inline; filename="{task_id}.{suffix}"'
+
+
+async def test_what_is_no_picture_is_never_sent(alice: Person, sql: Sql) -> None:
+    """Least of all as one: somebody has put it there by hand."""
+    task_id = await alice.create()
+    await alice.app[keys.IMAGES].put(result_name(task_id, 0), b"<html><script>alert(1)</script></html>")
+    sql("UPDATE public.image_generations SET status = 'completed', result = '/picture'")
+    async with alice.http.get(f"/api/generate/tasks/{task_id}/image") as reply:
+        assert (reply.status, (await reply.json())["detail"]) == (404, "What is stored for this task is no picture.")
 
 
 async def has_ended(person: Person, task_id: str) -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import pytest
+from PIL import Image
 
 from server.config import Config
 from server.errors import GenerationError
@@ -19,6 +21,15 @@ from server.storage.tasks import Claim, WorkQueue
 from tests.conftest import Sql, until
 
 
+def encoded(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (20, 80, 200)).save(file, kind)
+    return file.getvalue()
+
+
+PICTURE = encoded("PNG")
+
+
 class Rehearsal:
     """A generator that goes on when the test says so, and fails as the test says."""
 
@@ -26,12 +37,13 @@ class Rehearsal:
 
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
+        self.content = PICTURE
         self.go_on = asyncio.Event()
         self.begun = 0
         self.closed = 0
         self.painted = 0
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step | Picture, None]:
+    async def generate(self, _request: GenerationRequest) -> AsyncGenerator[Step | Picture, None]:
         self.begun += 1
         try:
             yield Step(0.0, "beginning", "It begins.")
@@ -41,7 +53,7 @@ class Rehearsal:
                 raise self.errors.pop(0)
             yield Step(0.9, "finishing", "Nearly there.")
             self.painted += 1
-            yield Picture(b"a picture of " + request.prompt.encode(), "image/png")
+            yield Picture(self.content)
         finally:
             self.closed += 1
 
@@ -128,7 +140,7 @@ async def test_a_task_is_claimed_told_of_and_completed(
     assert column(sql, task_id, "result") == f"/{task_id}"
     assert column(sql, task_id, "lease_owner") is None
     content = await FileImages.below(config.database.data_dir).get(result_name(task_id, 1))
-    assert content == b"a picture of a lake"
+    assert content == PICTURE
 
 
 async def test_a_worker_that_is_told_looks_at_once(hire: Hire, order: Callable[[], str], sql: Sql) -> None:
@@ -286,3 +298,45 @@ async def test_two_workers_share_the_queue_and_do_each_task_once(
         await until_status(sql, task_id, "completed")
     assert first.begun + second.begun == 12
     assert sql("SELECT DISTINCT attempt FROM public.image_generations") == [(1,)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+async def test_a_picture_of_any_kind_is_kept_as_it_is(
+    hire: Hire, order: Callable[[], str], sql: Sql, config: Config, kind: str
+) -> None:
+    generator, task_id = Rehearsal(), order()
+    generator.content = encoded(kind)
+    generator.go_on.set()
+    await hire(generator)
+    await until_status(sql, task_id, "completed")
+    assert await FileImages.below(config.database.data_dir).get(result_name(task_id, 1)) == generator.content
+
+
+NO_PICTURE = "The generator returned something that is no PNG, JPEG or WebP picture"
+DAMAGED = "The generator returned a damaged picture"
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"", NO_PICTURE),
+        (b"<html><h1>502 Bad Gateway</h1></html>", NO_PICTURE),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", NO_PICTURE),
+        (encoded("GIF"), NO_PICTURE),
+        (PICTURE[:50], DAMAGED),
+        (encoded("JPEG")[:300], DAMAGED),
+        (b"\x89PNG\r\n\x1a\n<html>", DAMAGED),
+        (b"RIFF\0\0\0\0WEBP", DAMAGED),
+    ],
+)
+async def test_what_is_no_picture_fails_its_task(
+    hire: Hire, order: Callable[[], str], sql: Sql, config: Config, content: bytes, error: str
+) -> None:
+    generator, task_id = Rehearsal(), order()
+    generator.content = content
+    generator.go_on.set()
+    await hire(generator)
+    await until_status(sql, task_id, "failed")
+    assert column(sql, task_id, "error") == error
+    assert column(sql, task_id, "attempt") == 3  # what a service returns once, it may not return again
+    assert not list(FileImages.below(config.database.data_dir).folder.rglob("*.png"))

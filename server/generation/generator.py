@@ -70,12 +70,10 @@ class Picture:
     """The finished picture.
 
     Attributes:
-        content: the bytes of the image file.
-        media_type: what kind of file that is, such as "image/png".
+        content: the bytes of a PNG, JPEG or WebP file. Which of them, and whether it is one, is told by the content.
     """
 
     content: bytes
-    media_type: str
 
 
 class Generator(Protocol):

@@ -69,7 +69,7 @@ class ProceduralGenerator:
         yield _STEPS[3]
         await self._run(_light, painting)
         yield _STEPS[4]
-        yield Picture(await self._run(_develop, painting), "image/png")
+        yield Picture(await self._run(_develop, painting))
 
     async def _run(self, work: Callable[..., _Result], subject: GenerationRequest | Painting) -> _Result:
         """Compute in the executor, then rest for what is left of the step's time."""

@@ -19,6 +19,7 @@ from server import logs
 from server.config import Generation
 from server.errors import GenerationCanceled, GenerationError, LeaseLost, StorageError
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
+from server.generation.picture import check_picture
 from server.metrics import Metrics
 from server.storage.images import ImageStore
 from server.storage.tasks import Claim, WorkQueue
@@ -131,6 +132,7 @@ class Worker:
     async def _try(self, claim: Claim) -> str:
         try:
             picture = await self._generate(claim)
+            await asyncio.to_thread(check_picture, picture.content)
             await self._images.put(result_name(claim.task_id, claim.attempt), picture.content)
             canceled = await self._queue.complete(claim, self._result_url(claim.task_id))
         except GenerationCanceled:

@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 
 from server.errors import BadRequest, Problem, TaskDeleted, TaskNotFound
+from server.generation.picture import media_type, suffix
 from server.generation.worker import result_name
 from server.handlers import orders, parameters
 from server.identity import signed_in_user
@@ -154,14 +155,17 @@ async def image(request: web.Request) -> web.Response:
     headers = {
         "ETag": f'"{name}"',
         "Cache-Control": "private, max-age=86400",
-        "Content-Disposition": f'inline; filename="{name}"',
     }
     if f'"{name}"' in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)
     content = await request.app[IMAGES].get(name)
     if content is None:
         raise TaskNotFound("The picture is gone.")
-    return web.Response(body=content, content_type="image/png", headers=headers)
+    media = media_type(content)
+    if media is None:
+        raise TaskNotFound("What is stored for this task is no picture.")
+    headers["Content-Disposition"] = f'inline; filename="{task_id}.{suffix(media)}"'
+    return web.Response(body=content, content_type=media, headers=headers)
 
 
 async def _read_own(request: web.Request, task_id: str, *, just_written: bool = False) -> Task:

@@ -11,6 +11,7 @@ from server.errors import (
     TaskNotFound,
     UnsupportedMedia,
 )
+from server.generation.picture import MEDIA_TYPES
 from server.openapi.parts import Json, body, operation, parameters, reply, schema
 from server.poll_replies import JSON
 
@@ -152,15 +153,17 @@ def _delete() -> Json:
 
 
 def _image() -> Json:
-    kept = ["ETag", "Content-Disposition"]
+    picture = reply("The picture", headers=["ETag", "Content-Disposition"])
+    picture["content"] = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES}
     return operation(
         "getImage",
         "Get the picture of a completed task",
+        "PNG, JPEG or WebP, whichever the generator has made: the content tells, and the media type says so.",
         tag=_TASKS,
         takes=parameters("task_id", "If-None-Match-image"),
         replies={
-            "200": reply("The picture", {"type": "string", "format": "binary"}, media="image/png", headers=kept),
-            "304": reply("You have it already", headers=kept),
+            "200": picture,
+            "304": reply("You have it already", headers=["ETag"]),
         },
         refused=[TaskNotFound],
     )
