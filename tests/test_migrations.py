@@ -119,6 +119,24 @@ async def test_two_databases_of_one_cluster_migrate_at_once(data_folder: Path, p
         assert execute(fresh.dsn, granted) == [(2,)]
 
 
+async def test_a_database_with_rows_is_brought_up_to_date(empty_dsn: str) -> None:
+    """As it stands after the first three migrations, which were published together."""
+    await migrate(empty_dsn, migrations=read_migrations()[:3])
+    execute(empty_dsn, "SELECT longpoll.register_account('a@example.org', 'hash')")
+    execute(
+        empty_dsn,
+        "INSERT INTO public.image_generations (user_id, task_id, status, attempt, result)"
+        " SELECT user_id, status, status::public.generation_status, 2, '/a.png'"
+        "   FROM longpoll.accounts, unnest(ARRAY['pending', 'processing', 'completed', 'canceled']) AS status",
+    )
+    before = execute(empty_dsn, "SELECT task_id, version, updated_at FROM public.image_generations ORDER BY task_id")
+    await migrate(empty_dsn)
+    columns = "task_id, version, updated_at"
+    assert execute(empty_dsn, f"SELECT {columns} FROM public.image_generations ORDER BY task_id") == before
+    execute(empty_dsn, "DELETE FROM auth.users")
+    assert execute(empty_dsn, "SELECT FROM public.image_generations") == []
+
+
 async def test_nobody_there_is_no_fault_of_a_migration(tmp_path: Path) -> None:
     with pytest.raises(DatabaseUnavailable):
         await migrate(f"host={tmp_path} user=postgres")

@@ -5,8 +5,10 @@ It has a cluster of its own, because roles belong to the whole cluster and other
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psycopg2
@@ -211,15 +213,23 @@ def test_registering_makes_a_user_of_supabase(migrated: str, alice: str) -> None
     assert execute(migrated, "SELECT id::text, email FROM auth.users") == [(alice, "alice@example.org")]
 
 
-def test_a_user_of_supabase_who_is_deleted_loses_the_account(migrated: str, owner: str, alice: str) -> None:
+def test_a_user_of_supabase_who_is_deleted_loses_everything(migrated: str, owner: str, alice: str) -> None:
     """The role that deletes has no right to anything of ours, nor needs any."""
+    execute(migrated, f"INSERT INTO {TABLE} (user_id, task_id) VALUES ('{alice}', 't')")
     run_as(
         owner,
         "longpoll_service",
         "INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at)"
         f" VALUES (sha256('secret'), '{alice}', now() + interval '1 day')",
     )
-    run_as(migrated, "supabase_auth_admin", "DELETE FROM auth.users")
+    with closing(psycopg2.connect(migrated)) as listening, listening.cursor() as cursor:
+        cursor.execute("LISTEN generation_changed; LISTEN session_revoked")
+        listening.commit()
+        run_as(migrated, "supabase_auth_admin", "DELETE FROM auth.users")
+        listening.poll()
+        told = {(each.channel, each.payload) for each in listening.notifies}
+    assert told == {("generation_changed", "t:-"), ("session_revoked", hashlib.sha256(b"secret").hexdigest())}
+    assert execute(migrated, f"SELECT FROM {TABLE}") == []
     assert (
         execute(migrated, "SELECT user_id FROM longpoll.accounts UNION ALL SELECT user_id FROM longpoll.sessions") == []
     )
