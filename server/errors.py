@@ -4,6 +4,7 @@ ServerError
 ├── ConfigurationError        a setting is wrong: the start is refused
 ├── StorageError
 │   ├── DatabaseUnavailable   Postgres can't be reached, or didn't answer in time
+│   │   └── RowLocked         somebody else holds what was to be changed
 │   ├── BoardStopped          nothing is read just now, because this process stops or restarts a part of itself
 │   ├── ConstraintViolated    a statement would break a rule of the schema
 │   ├── MigrationError        the schema can't be brought up to date
@@ -32,7 +33,19 @@ class StorageError(ServerError):
 
 
 class DatabaseUnavailable(StorageError):
-    """Postgres can't be reached, or didn't answer in time. Trying later may help."""
+    """Postgres can't be reached, or didn't answer in time. Trying later may help.
+
+    Attributes:
+        told: what a client is told.
+    """
+
+    told = "The database can't be reached just now."
+
+
+class RowLocked(DatabaseUnavailable):
+    """Somebody else holds the row that was to be changed, and for longer than is waited."""
+
+    told = "Something else is changing this just now."
 
 
 class BoardStopped(StorageError):

@@ -94,7 +94,7 @@ async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) ->
     if isinstance(error, DatabaseUnavailable):
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
-        return await _refuse(request, Unavailable("The database can't be reached just now.", retry_after=wait))
+        return await _refuse(request, Unavailable(error.told, retry_after=wait))
     if isinstance(error, BoardStopped):
         return await _refuse(request, Unavailable("A part of this process is being restarted.", retry_after=1))
     metrics.crashes.inc()

@@ -22,7 +22,9 @@ SELECT task_id, request_digest
 
 -- name: cancel_task
 -- Pending: canceled at once. Processing: the worker is asked to stop. Ended: nothing changes.
--- Locked first, so that a worker that claims or completes at this moment is either before us or after us.
+-- Locked first, so that a worker that claims or completes at this moment is either before us or after us. Whoever holds
+-- the row for longer than that, such as an operator in the middle of something, has us refused instead of waiting.
+SELECT set_config('lock_timeout', '1s', true);
 WITH task AS (
   SELECT id, status FROM public.image_generations
    WHERE task_id = %(task_id)s AND user_id = %(user_id)s
@@ -38,6 +40,7 @@ WITH task AS (
 SELECT task.status::text AS status_before, EXISTS (SELECT FROM canceled) AS changed FROM task;
 
 -- name: delete_task
+SELECT set_config('lock_timeout', '1s', true);
 DELETE FROM public.image_generations
  WHERE task_id = %(task_id)s AND user_id = %(user_id)s
 RETURNING task_id;
@@ -122,7 +125,7 @@ UPDATE public.image_generations AS t
        lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
   FROM next
  WHERE t.id = next.id
-RETURNING t.task_id, t.prompt, t.type, t.seed, t.size, t.has_reference, t.attempt;
+RETURNING t.task_id, t.prompt, t.type, t.seed, t.size, t.has_reference, t.attempt, t.attempt - t.given_back AS tries;
 
 -- name: rescue_tasks
 -- Takes back the tasks of workers that have been silent for longer than their lease: into the queue again,
@@ -134,9 +137,9 @@ WITH lost AS (
 )
 UPDATE public.image_generations AS t
    SET status = CASE WHEN t.cancel_requested THEN 'canceled'
-                     WHEN t.attempt >= %(max_attempts)s THEN 'failed'
+                     WHEN t.attempt - t.given_back >= %(max_attempts)s THEN 'failed'
                      ELSE 'pending' END::public.generation_status,
-       error = CASE WHEN t.attempt >= %(max_attempts)s AND NOT t.cancel_requested
+       error = CASE WHEN t.attempt - t.given_back >= %(max_attempts)s AND NOT t.cancel_requested
                     THEN 'The server stopped while it made this picture' END,
        stage = 'waiting', message = NULL, progress = NULL, lease_owner = NULL, lease_expires_at = NULL
   FROM lost
@@ -161,12 +164,19 @@ RETURNING cancel_requested;
 
 -- name: complete_task
 -- A cancel that was answered with "it will stop" is kept, even if the picture was ready before the worker saw it.
-UPDATE public.image_generations
-   SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'completed' END::public.generation_status,
-       result = CASE WHEN cancel_requested THEN NULL ELSE %(result)s END,
-       progress = 1, stage = 'done', message = NULL, lease_owner = NULL, lease_expires_at = NULL
- WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
-RETURNING cancel_requested;
+-- May run twice: whoever has not heard the answer asks again, and what this attempt has ended is told once more.
+WITH ended AS (
+  UPDATE public.image_generations
+     SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'completed' END::public.generation_status,
+         result = CASE WHEN cancel_requested THEN NULL ELSE %(result)s END,
+         progress = 1, stage = 'done', message = NULL, lease_owner = NULL, lease_expires_at = NULL
+   WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
+  RETURNING cancel_requested
+)
+SELECT cancel_requested FROM ended
+UNION ALL
+SELECT false FROM public.image_generations
+ WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND status = 'completed' AND result = %(result)s;
 
 -- name: fail_task
 UPDATE public.image_generations
@@ -191,11 +201,13 @@ UPDATE public.image_generations
 RETURNING false AS cancel_requested;
 
 -- name: release_task
--- A worker that is told to stop gives its task back at once. The attempt stays counted: it is the fencing token.
--- A cancel that nobody has seen yet ends it instead: in the queue it might wait for ever.
+-- A worker that is told to stop gives its task back. The attempt stays, for it is the
+-- fencing token, but isn't counted as a try. A cancel that nobody has seen yet ends the task instead: in the queue it
+-- might wait for ever.
 UPDATE public.image_generations
    SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'pending' END::public.generation_status,
-       stage = 'waiting', message = NULL, progress = NULL, lease_owner = NULL, lease_expires_at = NULL
+       stage = 'waiting', message = %(message)s, progress = NULL, given_back = given_back + 1,
+       run_after = now() + make_interval(secs => %(delay_seconds)s), lease_owner = NULL, lease_expires_at = NULL
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
 RETURNING false AS cancel_requested;
 
@@ -248,7 +260,9 @@ SELECT encode(t.secret_hash, 'hex'), t.user_id::text, a.email, NULL
 DELETE FROM longpoll.sessions WHERE secret_hash = %(secret_hash)s RETURNING user_id::text;
 
 -- name: expire_sessions
-DELETE FROM longpoll.sessions WHERE expires_at < now() RETURNING user_id::text;
+DELETE FROM longpoll.sessions
+ WHERE secret_hash IN (SELECT secret_hash FROM longpoll.sessions WHERE expires_at < now() FOR UPDATE SKIP LOCKED)
+RETURNING user_id::text;
 
 -- name: create_token
 INSERT INTO longpoll.tokens (secret_hash, user_id, name)

@@ -79,7 +79,7 @@ async def test_nobody_gets_a_task_where_there_is_none(queue: WorkQueue) -> None:
 
 async def test_a_claim_says_what_to_do_and_begins_the_task(queue: WorkQueue, sql: Sql, alice: str) -> None:
     add_task(sql, alice, "t", prompt="a lake", type="advanced", seed=7, size="512x512", has_reference=True)
-    assert await queue.claim() == Claim("t", "a lake", "advanced", 7, "512x512", has_reference=True, attempt=1)
+    assert await queue.claim() == Claim("t", "a lake", "advanced", 7, "512x512", has_reference=True, attempt=1, tries=1)
     stored = "status::text, version, attempt, progress, lease_owner, started_at IS NOT NULL"
     assert read_task(sql, "t", stored) == ("processing", 2, 1, 0, "one", True)
     assert read_task(sql, "t", "lease_expires_at - now() BETWEEN '30 s' AND '60 s'") == (True,)
@@ -131,7 +131,7 @@ async def test_without_the_lease_nothing_is_written(
     elif theft == "deleted":
         sql("DELETE FROM public.image_generations")
     else:
-        sql("UPDATE public.image_generations SET result = '/a.png', status = %s", (theft,))
+        sql("UPDATE public.image_generations SET result = '/else.png', status = %s", (theft,))
     before = sql("SELECT * FROM public.image_generations")
     with pytest.raises(LeaseLost):
         await WRITES[write](queue, claim)
@@ -290,6 +290,17 @@ async def test_a_task_whose_worker_fell_silent_is_taken_back(
         None,
     )
     assert (read_task(sql, "t", "error")[0] is not None) == (expected == "failed")
+
+
+async def test_attempts_that_were_given_back_are_not_used_up(queue: WorkQueue, sql: Sql, alice: str) -> None:
+    add_task(sql, alice, "t", attempt=MAX_ATTEMPTS, given_back=MAX_ATTEMPTS)
+    assert (await claimed(queue)).tries == 1
+    expire_leases(sql)
+    assert await queue.rescue() == {"t": "pending"}
+    sql("UPDATE public.image_generations SET given_back = 0")
+    claim = await claimed(queue)
+    await queue.release(claim, message="Later.", delay_seconds=60)
+    assert read_task(sql, "t", "given_back, message, run_after > now()") == (1, "Later.", True)
 
 
 async def test_a_cancel_counts_more_than_attempts_that_are_used_up(queue: WorkQueue, sql: Sql, alice: str) -> None:

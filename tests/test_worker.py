@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from server.config import Config
-from server.errors import GenerationError
+from server.errors import DatabaseUnavailable, GenerationError
 from server.generation.generator import GenerationRequest, Generator, Picture, Step
 from server.generation.worker import Worker, result_name, worker_name
 from server.metrics import Metrics
@@ -298,6 +298,50 @@ async def test_two_workers_share_the_queue_and_do_each_task_once(
         await until_status(sql, task_id, "completed")
     assert first.begun + second.begun == 12
     assert sql("SELECT DISTINCT attempt FROM public.image_generations") == [(1,)]
+
+
+async def test_an_end_whose_answer_was_lost_is_written_once(
+    hire: Hire, order: Callable[[], str], sql: Sql, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has ended the task, and the connection broke before it said so: the picture stays."""
+    monkeypatch.setattr("server.generation.worker._UNREACHABLE_PAUSE_SECONDS", 0.01)
+    generator, task_id = Rehearsal(), order()
+    worker = await hire(generator)
+    complete, answers = worker._queue.complete, [DatabaseUnavailable("the connection broke"), None]
+    versions = []
+
+    async def complete_unheard(claim: Claim, result: str) -> bool:
+        canceled = await complete(claim, result)
+        versions.append(column(sql, task_id, "version"))
+        if (lost := answers.pop(0)) is not None:
+            raise lost
+        return canceled
+
+    worker._queue.complete = complete_unheard  # type: ignore[method-assign]
+    generator.go_on.set()
+    await until(lambda: not answers)
+    await until(
+        lambda: worker._metrics.registry.get_sample_value(
+            "longpoll_task_processing_seconds_count", {"outcome": "completed"}
+        )
+    )
+    assert len(set(versions)) == 1
+    assert column(sql, task_id, "attempt") == 1
+    assert await FileImages.below(config.database.data_dir).get(result_name(task_id, 1)) == PICTURE
+
+
+async def test_attempts_given_back_are_no_tries(hire: Hire, order: Callable[[], str], sql: Sql) -> None:
+    """A worker that was told to stop, again and again, leaves the task all of its tries."""
+    generator, task_id = Rehearsal(GenerationError("The model is busy.")), order()
+    for _ in range(3):
+        worker = await hire(generator, max_attempts=2)
+        await until(lambda: column(sql, task_id, "stage") == "painting")
+        await hire.fire(worker)  # type: ignore[attr-defined]
+    assert (column(sql, task_id, "attempt"), column(sql, task_id, "given_back")) == (3, 3)
+    generator.go_on.set()
+    await hire(generator, max_attempts=2)
+    await until_status(sql, task_id, "completed")
+    assert column(sql, task_id, "attempt") == 5
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

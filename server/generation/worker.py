@@ -17,7 +17,13 @@ from typing import Final, Self
 
 from server import logs
 from server.config import Generation
-from server.errors import GenerationCanceled, GenerationError, LeaseLost, StorageError
+from server.errors import (
+    DatabaseUnavailable,
+    GenerationCanceled,
+    GenerationError,
+    LeaseLost,
+    StorageError,
+)
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
 from server.generation.picture import check_picture
 from server.metrics import Metrics
@@ -29,6 +35,9 @@ _LONGEST_SLEEP_SECONDS: Final = 5.0
 # Progress is written at most this often for each task; each write is a commit with a notification.
 _REPORT_SECONDS: Final = 1.0
 _UNREACHABLE_PAUSE_SECONDS: Final = 1.0
+# What is due and can't be had is locked by somebody, or another worker is just taking it: looked for less and less often.
+_FIRST_OVERDUE_SECONDS: Final = 0.05
+_LONGEST_OVERDUE_SECONDS: Final = 1.0
 
 
 def worker_name() -> str:
@@ -67,6 +76,7 @@ class Worker:
         self._metrics = metrics
         self._result_url = result_url
         self._awake = asyncio.Event()
+        self._overdue_seconds = _FIRST_OVERDUE_SECONDS
 
     def wake(self) -> None:
         """Look for work now."""
@@ -86,10 +96,14 @@ class Worker:
             logs.log.info(logs.WORKER_STOPPED)
 
     async def _rest_if_idle(self, *, worked: bool) -> None:
+        due = None if worked else await self._queue.next_due()
+        if due is None or due > 0:
+            self._overdue_seconds = _FIRST_OVERDUE_SECONDS
         if worked:
             return
-        due = await self._queue.next_due()
-        pause = _LONGEST_SLEEP_SECONDS if due is None else min(max(due, 0.05), _LONGEST_SLEEP_SECONDS)
+        pause = _LONGEST_SLEEP_SECONDS if due is None else min(max(due, self._overdue_seconds), _LONGEST_SLEEP_SECONDS)
+        if due is not None and due <= 0:
+            self._overdue_seconds = min(2 * self._overdue_seconds, _LONGEST_OVERDUE_SECONDS)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._awake.wait()
@@ -131,10 +145,11 @@ class Worker:
 
     async def _try(self, claim: Claim) -> str:
         try:
-            picture = await self._generate(claim)
-            await asyncio.to_thread(check_picture, picture.content)
-            await self._images.put(result_name(claim.task_id, claim.attempt), picture.content)
-            canceled = await self._queue.complete(claim, self._result_url(claim.task_id))
+            async with _Lease(self._queue, claim, self._settings.lease_seconds / 3) as lease:
+                picture = await self._generate(claim, lease)
+                await asyncio.to_thread(check_picture, picture.content)
+                await self._images.put(result_name(claim.task_id, claim.attempt), picture.content)
+                canceled = await self._complete(claim)
         except GenerationCanceled:
             await self._queue.stop(claim)
             return "canceled"
@@ -149,17 +164,26 @@ class Worker:
             await self._images.delete_task(claim.task_id)
         return "canceled" if canceled else "completed"
 
+    async def _complete(self, claim: Claim) -> bool:
+        """Write the end, for as long as the task is ours: the picture is there, and isn't made twice for want of a row."""
+        while True:
+            try:
+                return await self._queue.complete(claim, self._result_url(claim.task_id))
+            except DatabaseUnavailable as error:
+                logs.log.warning(logs.WORKER_FAILED, task_id=claim.task_id, error=str(error))
+                await asyncio.sleep(_UNREACHABLE_PAUSE_SECONDS)
+
     async def _retry_or_fail(self, claim: Claim, message: str, *, retryable: bool) -> str:
-        if not retryable or claim.attempt >= self._settings.max_attempts:
+        if not retryable or claim.tries >= self._settings.max_attempts:
             await self._queue.fail(claim, message)
             return "failed"
-        delay = self._settings.retry_seconds * 2 ** (claim.attempt - 1)
+        delay = self._settings.retry_seconds * 2 ** (claim.tries - 1)
         await self._queue.retry(claim, f"{message.rstrip('.')}. Trying again.", delay)
         self._metrics.task_retries.inc()
         logs.log.info(logs.TASK_RETRIED, task_id=claim.task_id, attempt=claim.attempt, delay_seconds=delay)
         return "retried"
 
-    async def _generate(self, claim: Claim) -> Picture:
+    async def _generate(self, claim: Claim, lease: _Lease) -> Picture:
         request = GenerationRequest(
             task_id=claim.task_id,
             type=claim.type,
@@ -168,10 +192,7 @@ class Worker:
             size=SIZES[claim.size],
             reference=await self._reference(claim),
         )
-        async with (
-            _Lease(self._queue, claim, self._settings.lease_seconds / 3) as lease,
-            contextlib.aclosing(hold_to_contract(self._generator.generate(request))) as pieces,
-        ):
+        async with contextlib.aclosing(hold_to_contract(self._generator.generate(request))) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Picture):
                     return piece

@@ -24,7 +24,14 @@ import psycopg2.errors
 import psycopg2.extensions
 
 from server import logs, resources
-from server.errors import ConfigurationError, ConstraintViolated, DatabaseUnavailable, ServerError, StorageError
+from server.errors import (
+    ConfigurationError,
+    ConstraintViolated,
+    DatabaseUnavailable,
+    RowLocked,
+    ServerError,
+    StorageError,
+)
 from server.storage.connecting import connect, parse
 from server.storage.pool import Pool
 
@@ -60,6 +67,8 @@ def translated_errors() -> Iterator[None]:
         raise DatabaseUnavailable("the statement took too long, or was canceled by the database") from error
     except (psycopg2.errors.RaiseException, psycopg2.IntegrityError) as error:
         raise ConstraintViolated(str(error).partition("\n")[0], error.diag.constraint_name or "") from error
+    except psycopg2.errors.LockNotAvailable as error:
+        raise RowLocked("somebody else holds a lock on the row") from error
     except (psycopg2.OperationalError, psycopg2.InterfaceError, OSError, TimeoutError) as error:
         raise DatabaseUnavailable(str(error).strip() or type(error).__name__) from error
     except psycopg2.errors.ReadOnlySqlTransaction as error:
@@ -302,7 +311,7 @@ class Database:
                     return await self._execute(query, parameters, user, slots)
             except DatabaseUnavailable as error:
                 logs.log.warning(logs.QUERY_FAILED, query=query, attempt=attempt, error=str(error))
-                if not retry or attempt == 2:
+                if not retry or attempt == 2 or isinstance(error, RowLocked):
                     raise
                 # The loop must look at its descriptors once: connections that died with this one are dropped by that.
                 await asyncio.sleep(0)

@@ -103,7 +103,12 @@ class EarlierOrder:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A task that a worker holds. `attempt` is the fencing token: a later claim has a higher one."""
+    """A task that a worker holds.
+
+    Attributes:
+        attempt: the fencing token: a later claim has a higher one.
+        tries: how many attempts count against `max_attempts`, this one among them: those given back don't.
+    """
 
     task_id: str
     prompt: str
@@ -112,6 +117,7 @@ class Claim:
     size: str
     has_reference: bool
     attempt: int
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +286,10 @@ class WorkQueue:
         )
 
     async def complete(self, claim: Claim, result: str) -> bool:
-        """End the task with a result; returns whether it was canceled instead, as its owner had asked meanwhile."""
+        """End the task with a result; returns whether it was canceled instead, as its owner had asked meanwhile.
+
+        May be called again if the answer was lost.
+        """
         return await self._write("complete_task", claim, result=result)
 
     async def fail(self, claim: Claim, error: str) -> None:
@@ -295,9 +304,9 @@ class WorkQueue:
         """Put the task back into the queue, not to be claimed before the delay is over."""
         await self._write("retry_task", claim, message=message, delay_seconds=delay_seconds)
 
-    async def release(self, claim: Claim) -> None:
-        """Give the task back, for somebody else to begin at once."""
-        await self._write("release_task", claim)
+    async def release(self, claim: Claim, *, message: str | None = None, delay_seconds: float = 0.0) -> None:
+        """Give the task back, for somebody else to begin at once or after a while: the attempt isn't counted as a try."""
+        await self._write("release_task", claim, message=message, delay_seconds=delay_seconds)
 
     async def _write(self, query: str, claim: Claim, **values: object) -> bool:
         lease = await self._database.fetch_one(
