@@ -21,7 +21,7 @@ from server.background import Background, counted_errors
 from server.clients import Clients
 from server.config import Config
 from server.cookies import CookieSessions
-from server.errors import ConfigurationError, DatabaseUnavailable
+from server.errors import ConfigurationError
 from server.generation.procedural import ProceduralGenerator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
@@ -34,12 +34,13 @@ from server.pulse import Pulse
 from server.rates import Rates
 from server.routes import ROUTES
 from server.storage.backlog import BacklogCount
+from server.storage.cleaning import Cleaning, join_folder
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.notification_queue import NotificationQueue
 from server.storage.sessions import Sessions
-from server.storage.tasks import BoardTasks, Cleaning, OwnTasks, WorkQueue
+from server.storage.tasks import BoardTasks, OwnTasks, WorkQueue
 from server.storage.users import Users
 from server.uploads import UPLOADS, Uploads
 from server.waiting.batches import BatchPolling
@@ -54,8 +55,6 @@ _READY_SECONDS: Final = 15.0
 _TEMPLATES: Final = {
     path.name: path.read_text(encoding="utf-8") for path in sorted(resources.folder("templates").iterdir())
 }
-_CLEAN_EVERY_SECONDS: Final = 3600.0
-_KEEP_ORPHANS_SECONDS: Final = 3600.0
 
 
 def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Application:
@@ -197,6 +196,13 @@ def _add_gauges(app: web.Application) -> None:
     gauge("longpoll_log_writes_lost", "Writes to the log that failed, such as on a full disk", logs.lost_writes)
     gauge("longpoll_database_connections", "Connections of the pool that are open", lambda: database.connections)
     gauge("longpoll_database_connects_failed", "Connections refused since the start", lambda: database.connects_failed)
+    add_picture_gauges(app[keys.METRICS], app[keys.IMAGES])
+
+
+def add_picture_gauges(metrics: Metrics, images: FileImages) -> None:
+    """Have the metrics tell how the folder of the pictures is."""
+    metrics.gauge("longpoll_pictures_usable", "Whether pictures can be stored", lambda: images.usable)
+    metrics.gauge("longpoll_picture_failures", "Files that couldn't be read or written", lambda: images.failures)
 
 
 def _rates(config: Config) -> Rates:
@@ -217,6 +223,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
     try:
         await database.open()
         await database.check_role()
+        await join_folder(database, app[keys.IMAGES])
         await app[keys.USERS].open()
         background.start("listener", app[keys.LISTENER].run)
         background.start("board", app[keys.BOARD].run)
@@ -224,7 +231,8 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         background.start("pulse", app[keys.PULSE].beat)
         background.start("metrics", partial(log_metrics, app[keys.METRICS], config.logging.snapshot_seconds))
         background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run)
-        background.start("cleaning", partial(_clean_now_and_then, Cleaning(database), app[keys.IMAGES]))
+        background.start("pictures", app[keys.IMAGES].watch)
+        background.start("cleaning", Cleaning(database, app[keys.IMAGES], config.generation, app[keys.METRICS]).run)
         workers = app[WORKERS]
         for number, worker in enumerate(workers, 1):
             background.start(f"worker {number}", partial(_work_in_turn, worker, app[TURN]))
@@ -283,17 +291,6 @@ async def log_metrics(metrics: Metrics, every_seconds: float) -> None:
     while True:
         await asyncio.sleep(every_seconds)
         logs.log.info(logs.METRICS_SNAPSHOT, **metrics.summary(), **snapshots.take())
-
-
-async def _clean_now_and_then(cleaning: Cleaning, images: FileImages) -> None:
-    while True:
-        try:
-            await cleaning.clean()
-            deleted = await images.sweep(cleaning.existing, older_than_seconds=_KEEP_ORPHANS_SECONDS)
-            logs.log.info(logs.FILES_CLEANED, deleted=deleted)
-        except DatabaseUnavailable as error:
-            logs.log.warning(logs.QUERY_FAILED, query="cleaning", error=str(error))
-        await asyncio.sleep(_CLEAN_EVERY_SECONDS)
 
 
 def _add_templates(app: web.Application) -> None:

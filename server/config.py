@@ -99,7 +99,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """Who makes the pictures, and what happens when a worker is lost."""
+    """Who makes the pictures, what happens when a worker is lost, and how long pictures are kept."""
 
     workers: int = _number(1, 0, 64)
     generator: str = _choice("procedural", "procedural")
@@ -108,6 +108,8 @@ class Generation:
     max_attempts: int = _number(3, 1, 100)
     retry_seconds: float = _number(2.0, 0.0, 3600.0)
     metrics_port: int = _number(0, 0, 65535)
+    keep_days: float = _number(0.0, 0.0, 36_500.0)
+    bin_days: float = _number(7.0, 0.0, 36_500.0)
 
 
 @dataclass(frozen=True, slots=True)

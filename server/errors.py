@@ -6,6 +6,7 @@ ServerError
 │   ├── DatabaseUnavailable   Postgres can't be reached, or didn't answer in time
 │   │   └── RowLocked         somebody else holds what was to be changed
 │   ├── BoardStopped          nothing is read just now, because this process stops or restarts a part of itself
+│   ├── PicturesUnavailable   the folder of the pictures can't be read or written
 │   ├── ConstraintViolated    a statement would break a rule of the schema
 │   ├── MigrationError        the schema can't be brought up to date
 │   └── EmbeddedPostgresError the embedded server can't be started
@@ -46,6 +47,16 @@ class RowLocked(DatabaseUnavailable):
     """Somebody else holds the row that was to be changed, and for longer than is waited."""
 
     told = "Something else is changing this just now."
+
+
+class PicturesUnavailable(StorageError):
+    """The folder of the pictures is full, gone, somebody else's, or can't be read or written. Trying later may help.
+
+    Attributes:
+        told: what a client is told.
+    """
+
+    told = "Pictures can't be stored or read just now."
 
 
 class BoardStopped(StorageError):

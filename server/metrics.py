@@ -138,6 +138,9 @@ class Metrics:
         )
         self.task_retries = Counter("longpoll_task_retries", "Tasks put back into the queue", registry=registry)
         self.leases_lost = Counter("longpoll_leases_lost", "Writes refused for want of a lease", registry=registry)
+        self.cleaning_failures = Counter(
+            "longpoll_cleaning_failures", "Parts of the hourly clean-up that failed", registry=registry
+        )
         self.dead_background_tasks = Gauge(
             "longpoll_dead_background_tasks",
             "Background tasks that ended by an error and wait to be started again",

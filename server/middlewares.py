@@ -21,6 +21,7 @@ from server.errors import (
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
+    PicturesUnavailable,
     Problem,
     StorageError,
     Unavailable,
@@ -91,7 +92,7 @@ async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) ->
         if isinstance(error, web.HTTPMethodNotAllowed):
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, DatabaseUnavailable | PicturesUnavailable):
         logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
         return await _refuse(request, Unavailable(error.told, retry_after=wait))

@@ -14,7 +14,16 @@ from typing import Final
 from aiohttp import web
 
 from server import keys, logs, signals
-from server.app import WORKERS, build_app, is_https, log_metrics, make_workers, server_logger, wait_until_heard
+from server.app import (
+    WORKERS,
+    add_picture_gauges,
+    build_app,
+    is_https,
+    log_metrics,
+    make_workers,
+    server_logger,
+    wait_until_heard,
+)
 from server.background import Background, counted_errors
 from server.config import Config
 from server.errors import ConfigurationError
@@ -26,6 +35,7 @@ from server.port import Port
 from server.protocol import Runner
 from server.pulse import keep_tame, tame_collector
 from server.storage import migrations
+from server.storage.cleaning import join_servers_folder
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
 from server.storage.listener import Listener
@@ -61,11 +71,15 @@ async def work(config: Config, dsn: str, _where: str) -> int:
         application="longpoll-worker",
     )
     at_least_one = config.replace(generation={"workers": max(config.generation.workers, 1)})
-    workers = make_workers(at_least_one, database, FileImages.below(config.database.data_dir), metrics)
+    images = FileImages.below(config.database.data_dir)
+    add_picture_gauges(metrics, images)
+    workers = make_workers(at_least_one, database, images, metrics)
     listener = _worker_listener(config, dsn, database, workers, metrics)
     try:
         await database.open()
         await database.check_role()
+        await join_servers_folder(database, images)
+        background.start("pictures", images.watch)
         background.start("listener", listener.run)
         await wait_until_heard(listener)
         for number, worker in enumerate(workers, 1):

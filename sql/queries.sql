@@ -201,7 +201,7 @@ UPDATE public.image_generations
 RETURNING false AS cancel_requested;
 
 -- name: release_task
--- A worker that is told to stop gives its task back. The attempt stays, for it is the
+-- A worker that is told to stop, or has nowhere to put the picture, gives its task back. The attempt stays, for it is the
 -- fencing token, but isn't counted as a try. A cancel that nobody has seen yet ends the task instead: in the queue it
 -- might wait for ever.
 UPDATE public.image_generations
@@ -223,11 +223,22 @@ SELECT count(*) FILTER (WHERE status = 'pending') AS pending, count(*) FILTER (W
   FROM public.image_generations
  WHERE status IN ('pending', 'processing');
 
--- name: cleanup_old_generations
-SELECT public.cleanup_old_generations();
+
+-- Clean-up (longpoll_service) ------------------------------------------------------------------------------------------
+
+-- name: delete_ended
+-- What ended long ago, a part at a time; returns the ids of what is gone.
+SELECT longpoll.delete_ended(make_interval(secs => %(older_than_seconds)s), %(most)s) AS task_id;
 
 -- name: existing_tasks
 SELECT task_id FROM public.image_generations WHERE task_id = ANY (%(task_ids)s);
+
+-- name: identify
+-- Which database this is. A standby may lag: what it doesn't know of may be there all the same.
+SELECT id::text, pg_is_in_recovery() AS standby FROM longpoll.identity;
+
+-- name: has_pictures
+SELECT EXISTS (SELECT FROM public.image_generations WHERE status = 'completed') AS found;
 
 
 -- Accounts, sessions and tokens (longpoll_service) -------------------------------------------------------------------

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import time
 
 import pytest
 
 from server import keys
+from server.config import Generation
 from server.generation.worker import result_name
+from server.metrics import Metrics
+from server.storage.cleaning import Cleaning
 from tests.conftest import Person, Sql, until
 
 THEIRS = ("public.image_generations", "longpoll.accounts", "longpoll.sessions", "longpoll.tokens")
@@ -75,3 +80,19 @@ async def test_their_logins_and_tokens_end(alice: Person, sql: Sql) -> None:
             return (cookie.status, bearer.status) == (401, 401)
 
     await until(refused)
+
+
+async def test_their_pictures_leave_the_folder(alice: Person, bob: Person, sql: Sql) -> None:
+    for person in (alice, bob):
+        await give_everything(person)
+    images = alice.app[keys.IMAGES]
+    for path in images.folder.glob("??/*"):
+        os.utime(path, (time.time() - 7200,) * 2)
+    delete(sql, alice)
+    cleaning = Cleaning(alice.app[keys.DATABASE], images, Generation(bin_days=0), Metrics())
+
+    async def only_bobs() -> bool:
+        await cleaning.clean()  # beside the server's own, which keeps a bin
+        return len(list(images.folder.rglob("*.png"))) == 1
+
+    await until(only_bobs)

@@ -35,7 +35,7 @@ async def test_the_figures_tell_what_the_process_does(alice: Person, bob: Person
     assert figures["wakes"] == {"count": 0, "p50Seconds": None, "p90Seconds": None, "p99Seconds": None}
     assert 1 <= figures["database"]["connections"] <= figures["database"]["limit"] == 9
     assert figures["process"]["version"] == __version__
-    assert figures["process"]["checks"] == {"listener": True, "background": True, "accepting": True}
+    assert figures["process"]["checks"] == {"listener": True, "background": True, "pictures": True, "accepting": True}
     sql("UPDATE public.image_generations SET status = 'processing' WHERE task_id = %s", (waiting,))
     await held
     later = await read_figures(alice)

@@ -7,14 +7,17 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from server.storage.images import FileImages
+from server.errors import PicturesUnavailable
+from server.storage.images import FileImages, Swept
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ async def test_a_put_that_fails_leaves_nothing(images: FileImages, monkeypatch: 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(PicturesUnavailable, match="No space left"):
         await images.put("task.1.png", b"after")
     assert [path.name for path in files(images)] == ["task.1.png"]
     assert await images.get("task.1.png") == b"before"
@@ -141,91 +144,168 @@ async def test_a_picture_is_not_there_before_all_of_it_is(images: FileImages, mo
     assert len(files(images)) == 1
 
 
-async def test_the_sweep_takes_old_files_of_tasks_that_are_no_more(images: FileImages) -> None:
-    for name in ("alive.1.png", "gone.1.png", "gone.reference.png"):
-        await images.put(name, b"picture")
+# --- the sweep, and the bin
+
+
+async def sweep(
+    images: FileImages, alive: Collection[str] = (), *, bin_seconds: float = DAY, **options: Any
+) -> tuple[Swept, list[str]]:
+    """Sweep with these tasks alive; returns what became of the files, and the tasks that were asked for."""
+    asked: list[str] = []
+
+    async def existing(task_ids: Sequence[str]) -> set[str]:
+        asked.extend(task_ids)
+        return set(alive) & set(task_ids)
+
+    swept = await images.sweep(existing, older_than_seconds=HOUR, bin_seconds=bin_seconds, **options)
+    return swept, asked
+
+
+def names(images: FileImages) -> dict[str, set[str]]:
+    """Return the names of the pictures in their places, and of those in the bin."""
+    binned = images.folder / "bin"
+    return {
+        "kept": {path.name for path in files(images) if binned not in path.parents},
+        "bin": {path.name for path in files(images) if binned in path.parents},
+    }
+
+
+async def put_old(images: FileImages, *tasks: str) -> None:
+    for task in tasks:
+        await images.put(f"{task}.1.png", task.encode())
     for path in files(images):
         make_old(path)
+
+
+async def test_the_sweep_bins_old_files_of_tasks_that_are_no_more(images: FileImages) -> None:
+    await images.put("gone.reference.png", b"picture")
+    await put_old(images, "alive", "gone")
     await images.put("young.1.png", b"its row may be coming")
+    swept, asked = await sweep(images, {"alive"})
+    assert swept == Swept(binned=2)
+    assert set(asked) == {"alive", "gone"}  # nobody is asked for the young
+    assert names(images) == {
+        "kept": {"alive.1.png", "young.1.png"},
+        "bin": {"gone.1.png", "gone.reference.png"},
+    }
 
-    async def existing(task_ids: Sequence[str]) -> set[str]:
-        assert set(task_ids) == {"alive", "gone"}  # nobody is asked for the young
-        return {"alive"}
 
-    assert await images.sweep(existing, older_than_seconds=HOUR) == 2
-    assert {path.name for path in files(images)} == {"alive.1.png", "young.1.png"}
-
-
-async def test_the_sweep_takes_what_a_killed_process_left_half_written(images: FileImages) -> None:
-    await images.put("gone.1.png", b"picture")
-    unfinished = files(images)[0].rename(files(images)[0].with_name(".gone.1.png.0a1b2c3d"))
-    make_old(unfinished)
-    assert await images.get("gone.1.png") is None
-
-    async def existing(task_ids: Sequence[str]) -> set[str]:
-        assert list(task_ids) == ["gone"]
-        return set()
-
-    assert await images.sweep(existing, older_than_seconds=HOUR) == 1
+async def test_what_was_binned_is_deleted_after_a_while(images: FileImages) -> None:
+    """The while begins when it is binned, not when the picture was made."""
+    await put_old(images, "gone")
+    await sweep(images, bin_seconds=HOUR)
+    assert await sweep(images, bin_seconds=HOUR) == (Swept(), ["gone"])
+    make_old(files(images)[0])
+    assert (await sweep(images, bin_seconds=HOUR))[0] == Swept(deleted=1)
     assert files(images) == []
 
 
-async def test_the_sweep_asks_in_batches_and_forgets_none(images: FileImages) -> None:
-    for number in range(7):
-        await images.put(f"t{number}.1.png", b"picture")
+async def test_without_a_bin_orphans_are_deleted_at_once(images: FileImages) -> None:
+    await put_old(images, "alive", "gone", "binned")
+    await sweep(images, {"alive", "gone"})
+    assert (await sweep(images, {"alive"}, bin_seconds=0))[0] == Swept(deleted=2)
+    assert names(images) == {"kept": {"alive.1.png"}, "bin": set()}
+
+
+async def test_a_picture_leaves_the_bin_when_its_task_is_back(images: FileImages) -> None:
+    """However long it has lain there: nothing that has a task is ever deleted."""
+    await put_old(images, "task", "other")
+    await sweep(images)
     for path in files(images):
         make_old(path)
+    assert (await sweep(images, {"task"}, bin_seconds=1))[0] == Swept(restored=1, deleted=1)
+    assert await images.get("task.1.png") == b"task"
+
+
+async def test_a_picture_that_is_wanted_comes_out_of_the_bin_at_once(images: FileImages) -> None:
+    await put_old(images, "task")
+    await sweep(images)
+    assert await images.get("task.1.png") == b"task"
+    assert names(images) == {"kept": {"task.1.png"}, "bin": set()}
+
+
+async def test_deleting_a_task_empties_the_bin_of_it(images: FileImages) -> None:
+    await put_old(images, "task", "tasks")
+    await sweep(images)
+    await images.delete_task("task")
+    assert names(images) == {"kept": set(), "bin": {"tasks.1.png"}}
+
+
+async def test_the_sweep_takes_what_a_killed_process_left_half_written(images: FileImages) -> None:
+    """Also that of a task which is there: nobody will go on writing it."""
+    await images.put("task.1.png", b"picture")
+    unfinished = files(images)[0].with_name(".task.2.png.0a1b2c3d")
+    unfinished.write_bytes(b"pict")
+    make_old(unfinished)
+    assert (await sweep(images, {"task"}))[0] == Swept(deleted=1)
+    assert names(images) == {"kept": {"task.1.png"}, "bin": set()}
+
+
+async def test_the_sweep_asks_in_batches_and_forgets_none(images: FileImages) -> None:
+    # All in one subfolder: their names have the same letters.
+    tasks = ["abcd", "abdc", "acbd", "acdb", "adbc", "adcb", "bacd"]
+    await put_old(images, *tasks)
     asked: list[int] = []
 
     async def existing(task_ids: Sequence[str]) -> set[str]:
         asked.append(len(task_ids))
-        return {"t3"}
+        return {"acdb"}
 
-    assert await images.sweep(existing, older_than_seconds=HOUR, batch_size=3) == 6
+    swept = await images.sweep(existing, older_than_seconds=HOUR, bin_seconds=0, batch_size=3)
+    assert swept == Swept(deleted=6)
     assert asked == [3, 3, 1]
-    assert [path.name for path in files(images)] == ["t3.1.png"]
+    assert [path.name for path in files(images)] == ["acdb.1.png"]
 
 
 async def test_a_sweep_of_nothing_asks_nobody(images: FileImages) -> None:
-    async def existing(_task_ids: Sequence[str]) -> set[str]:
-        raise AssertionError("nothing to ask for")
-
-    assert await images.sweep(existing, older_than_seconds=HOUR) == 0
+    assert await sweep(images) == (Swept(), [])
 
 
-async def test_files_that_vanish_during_a_sweep_do_not_stop_it(
-    images: FileImages, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_files_that_vanish_during_a_sweep_do_not_stop_it(images: FileImages) -> None:
     """Another process sweeps the same folder, or an owner deletes a task, at any moment of it."""
-    for name in ("first.1.png", "second.1.png", "third.1.png"):
-        await images.put(name, b"picture")
-    first, second, third = files(images)
-    for path in (first, second, third):
-        make_old(path)
-    listed = Path.glob
-
-    def listed_before_it_vanished(folder: Path, pattern: str) -> list[Path]:
-        found = list(listed(folder, pattern))
-        first.unlink()
-        return found
+    await put_old(images, "abc", "acb", "bac")
+    first = files(images)[0]
 
     async def existing(_task_ids: Sequence[str]) -> set[str]:
-        second.unlink()
+        first.unlink()
         return set()
 
-    monkeypatch.setattr(Path, "glob", listed_before_it_vanished)
-    await images.sweep(existing, older_than_seconds=HOUR)
-    monkeypatch.undo()
-    assert files(images) == []
+    swept = await images.sweep(existing, older_than_seconds=HOUR, bin_seconds=DAY)
+    assert swept == Swept(binned=2)
 
 
 async def test_a_sweep_that_can_not_ask_deletes_nothing(images: FileImages) -> None:
-    await images.put("task.1.png", b"picture")
-    make_old(files(images)[0])
+    await put_old(images, "task")
 
     async def existing(_task_ids: Sequence[str]) -> set[str]:
         raise ConnectionError("the database is out of reach")
 
     with pytest.raises(ConnectionError):
-        await images.sweep(existing, older_than_seconds=HOUR)
-    assert await images.get("task.1.png") == b"picture"
+        await images.sweep(existing, older_than_seconds=HOUR, bin_seconds=0)
+    assert await images.get("task.1.png") == b"task"
+
+
+async def test_a_file_that_can_not_be_moved_keeps_no_other_from_it(images: FileImages) -> None:
+    """A folder has taken its place in the bin."""
+    await put_old(images, "abc", "acb", "bac")
+    stuck = files(images)[0]
+    (images.folder / "bin" / stuck.parent.name / stuck.name / "full").mkdir(parents=True)
+    with pytest.raises(PicturesUnavailable):
+        await sweep(images)
+    assert names(images) == {"kept": {stuck.name}, "bin": {"acb.1.png", "bac.1.png"}}
+    assert images.failures == 1
+
+
+async def test_a_picture_and_its_name_survive_a_power_cut(images: FileImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content first, then the name, and that of a new subfolder: each is on the disk before the row says so."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().name.partition(".png")[0].lstrip("."))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    await images.put("task.1.png", b"picture")
+    [subfolder] = [path.name for path in images.folder.iterdir()]
+    assert flushed == ["images", "task.1", subfolder]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import psycopg2
 import pytest
 
-from server.config import Config
+from server.config import Config, Generation
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import _FIRST_OVERDUE_SECONDS, _LONGEST_OVERDUE_SECONDS, Worker
 from server.metrics import Metrics
+from server.storage.cleaning import Cleaning
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.tasks import WorkQueue
@@ -88,6 +90,28 @@ async def test_workers_pass_it_by(dsn: str, database: Database, sql: Sql) -> Non
     claim = await queue.claim()
     assert claim
     assert claim.task_id == "held"
+
+
+async def test_the_clean_up_passes_it_by(dsn: str, database: Database, sql: Sql, tmp_path: Path) -> None:
+    alice = add_user(sql)
+    for task_id in ("held", "free"):
+        add_task(sql, alice, task_id, status="canceled", finished_at="2000-01-01")
+        secret = (
+            f"INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at) VALUES (sha256('{task_id}'), %s, now())"
+        )
+        sql(secret, (alice,))
+    cleaning = Cleaning(database, FileImages(tmp_path / "images"), Generation(keep_days=1), Metrics())
+    session = locked(dsn, "longpoll.sessions", "secret_hash = sha256('held')")
+    with locked_task(dsn, "held"), session:
+        assert await cleaning.delete_ended() == 1
+        await cleaning.expire_sessions()
+        assert sql("SELECT task_id FROM public.image_generations") == [("held",)]
+        assert sql("SELECT secret_hash = sha256('held') FROM longpoll.sessions") == [(True,)]
+        sql("SELECT public.cleanup_old_generations()")
+        assert sql("SELECT task_id FROM public.image_generations") == [("held",)]
+    sql("SELECT public.cleanup_old_generations()")
+    await cleaning.expire_sessions()
+    assert sql("SELECT FROM public.image_generations") == sql("SELECT FROM longpoll.sessions") == []
 
 
 @pytest.fixture

@@ -134,6 +134,7 @@ async def test_a_database_with_rows_is_brought_up_to_date(empty_dsn: str) -> Non
     columns = "task_id, version, updated_at"
     assert execute(empty_dsn, f"SELECT {columns} FROM public.image_generations ORDER BY task_id") == before
     assert execute(empty_dsn, "SELECT DISTINCT attempt, given_back FROM public.image_generations") == [(2, 0)]
+    assert len(execute(empty_dsn, "SELECT id FROM longpoll.identity")) == 1
     execute(empty_dsn, "DELETE FROM auth.users")
     assert execute(empty_dsn, "SELECT FROM public.image_generations") == []
 

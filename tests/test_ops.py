@@ -29,7 +29,7 @@ async def test_a_server_that_works_is_alive_and_ready(alice: Person) -> None:
     assert status == 200
     assert body == {
         "status": "ready",
-        "checks": {"listener": True, "background": True, "accepting": True},
+        "checks": {"listener": True, "background": True, "pictures": True, "accepting": True},
         "dead": [],
     }
 

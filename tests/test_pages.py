@@ -148,6 +148,25 @@ async def test_a_person_gets_a_page_when_something_is_wrong(alice: Person) -> No
         assert "<script>x" not in text
 
 
+@pytest.mark.parametrize(
+    ("days", "sentence"),
+    [
+        (0, "Pictures are kept until you delete them."),
+        (1, "Pictures are kept for 1 day after they were made, then deleted."),
+        (30, "Pictures are kept for 30 days after they were made, then deleted."),
+    ],
+)
+async def test_people_are_told_how_long_their_pictures_are_kept(
+    start: Start, enter: Enter, days: float, sentence: str
+) -> None:
+    """Where they look at them, and where programs are told about them."""
+    alice = await enter(await start(generation={"keep_days": days}))
+    for url in ("/tasks", "/docs"):
+        assert sentence in await page(alice, url)
+    async with alice.http.get("/openapi.json") as reply:
+        assert sentence in (await reply.json())["info"]["description"]
+
+
 @pytest.mark.parametrize("how", ["gone", "a folder"])
 async def test_a_script_that_can_not_be_read_is_told_as_everything_is(
     alice: Person, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str

@@ -225,7 +225,7 @@ def test_public_may_execute_no_function_that_runs_as_its_owner(sql: Sql) -> None
         "       coalesce(array_to_string(proconfig, ' '), '') LIKE '%search_path=%'"
         "  FROM pg_proc WHERE prosecdef"
     )
-    assert len(definers) == 3
+    assert len(definers) == 4
     assert {(executable, fixed) for _, executable, fixed in definers} == {(False, True)}
 
 

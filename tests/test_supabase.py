@@ -239,7 +239,7 @@ def test_the_clean_up_is_not_bound_by_policies(migrated: str, owner: str, alice:
     """Though the owner of the table, as whom it runs, doesn't bypass them."""
     execute(
         migrated,
-        f"INSERT INTO {TABLE} (user_id, task_id, status, created_at)"
+        f"INSERT INTO {TABLE} (user_id, task_id, status, finished_at)"
         f" VALUES ('{alice}', 'old', 'canceled', '2000-01-01'), ('{alice}', 'young', 'canceled', now())",
     )
     run_as(owner, "longpoll_service", "SELECT public.cleanup_old_generations()")

@@ -14,7 +14,7 @@ import pytest
 
 from server.errors import ConstraintViolated, IdempotencyMismatch
 from server.storage.database import Database
-from server.storage.tasks import BoardTasks, Cleaning, NewTask, OwnTasks, Task
+from server.storage.tasks import BoardTasks, NewTask, OwnTasks, Task
 from tests import rows
 from tests.conftest import Sql, until
 from tests.rows import add_task, add_user, read_row, read_task
@@ -280,22 +280,3 @@ async def test_times_are_told_in_utc_and_what_was_not_yet_as_nothing(board: Boar
     described = task.describe()
     assert described["createdAt"] == "2026-07-01T10:00:00.123Z"
     assert [described[key] for key in ("startedAt", "finishedAt", "result", "error", "progress")] == [None] * 5
-
-
-# --- cleaning
-
-
-async def test_cleaning_takes_old_tasks_and_expired_sessions(database: Database, sql: Sql, alice: str) -> None:
-    add_task(sql, alice, "old", status="canceled", created_at="2000-01-01")
-    add_task(sql, alice, "unfinished", created_at="2000-01-01")
-    add_task(sql, alice, "young", status="canceled")
-    for secret, moment in (("expired", "now() - interval '1 second'"), ("live", "now() + interval '1 hour'")):
-        sql(
-            "INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at)"
-            f" VALUES (sha256('{secret}'), %s, {moment})",
-            (alice,),
-        )
-    cleaning = Cleaning(database)
-    await cleaning.clean()
-    assert await cleaning.existing(["old", "unfinished", "young"]) == {"unfinished", "young"}
-    assert sql("SELECT secret_hash = sha256('live') FROM longpoll.sessions") == [(True,)]

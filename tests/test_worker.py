@@ -300,6 +300,27 @@ async def test_two_workers_share_the_queue_and_do_each_task_once(
     assert sql("SELECT DISTINCT attempt FROM public.image_generations") == [(1,)]
 
 
+async def test_a_picture_whose_lease_was_lost_is_not_kept(
+    hire: Hire, order: Callable[[], str], sql: Sql, config: Config
+) -> None:
+    """Its task was deleted in the last moment, say: nobody would ever see the picture, or delete it."""
+    generator, task_id = Rehearsal(), order()
+    worker = await hire(generator)
+    await until(lambda: column(sql, task_id, "stage") == "painting")
+    images = FileImages.below(config.database.data_dir)
+    put = worker._images.put
+
+    async def put_and_delete_the_task(name: str, content: bytes) -> None:
+        await put(name, content)
+        assert await images.get(name) == content
+        sql("DELETE FROM public.image_generations WHERE task_id = %s", (task_id,))
+
+    worker._images.put = put_and_delete_the_task  # type: ignore[method-assign]
+    generator.go_on.set()
+    await until(lambda: worker._metrics.value("longpoll_leases_lost_total"))
+    assert await images.get(result_name(task_id, 1)) is None
+
+
 async def test_an_end_whose_answer_was_lost_is_written_once(
     hire: Hire, order: Callable[[], str], sql: Sql, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

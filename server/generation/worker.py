@@ -22,6 +22,7 @@ from server.errors import (
     GenerationCanceled,
     GenerationError,
     LeaseLost,
+    PicturesUnavailable,
     StorageError,
 )
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
@@ -38,6 +39,7 @@ _UNREACHABLE_PAUSE_SECONDS: Final = 1.0
 # What is due and can't be had is locked by somebody, or another worker is just taking it: looked for less and less often.
 _FIRST_OVERDUE_SECONDS: Final = 0.05
 _LONGEST_OVERDUE_SECONDS: Final = 1.0
+_LONGEST_POSTPONEMENT_SECONDS: Final = 60.0
 
 
 def worker_name() -> str:
@@ -77,6 +79,7 @@ class Worker:
         self._result_url = result_url
         self._awake = asyncio.Event()
         self._overdue_seconds = _FIRST_OVERDUE_SECONDS
+        self._postponed = 0  # in a row
 
     def wake(self) -> None:
         """Look for work now."""
@@ -112,6 +115,9 @@ class Worker:
         self._awake.clear()  # ours alone; a notification from here on makes us look once more
         for task_id, status in (await self._queue.rescue()).items():
             logs.log.warning(logs.TASK_RESCUED, task_id=task_id, status=status)
+        if not self._images.usable:  # a worker elsewhere may have a folder that is
+            await asyncio.sleep(_UNREACHABLE_PAUSE_SECONDS)
+            return True
         claim = await self._queue.claim()
         if claim is None:
             return False
@@ -137,6 +143,8 @@ class Worker:
             self._metrics.leases_lost.inc()
             logs.log.warning(logs.LEASE_LOST, task_id=claim.task_id, attempt=claim.attempt)
             return "lost"
+        except PicturesUnavailable:  # logged and counted where it was raised
+            return await self._postpone(claim)
         except asyncio.CancelledError:
             with contextlib.suppress(StorageError, LeaseLost):
                 await self._queue.release(claim)
@@ -160,18 +168,36 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - a generator's fault ends its task, not the worker
             logs.log.error(logs.GENERATOR_CRASHED, task_id=claim.task_id, exc_info=error)
             return await self._retry_or_fail(claim, "The generator failed unexpectedly", retryable=True)
+        self._postponed = 0
         if canceled:
-            await self._images.delete_task(claim.task_id)
+            with contextlib.suppress(PicturesUnavailable):  # the task has ended; these go with it
+                await self._images.delete_task(claim.task_id)
         return "canceled" if canceled else "completed"
 
     async def _complete(self, claim: Claim) -> bool:
         """Write the end, for as long as the task is ours: the picture is there, and isn't made twice for want of a row."""
+        unheard = False
         while True:
             try:
                 return await self._queue.complete(claim, self._result_url(claim.task_id))
+            except LeaseLost:
+                if not unheard:  # else an earlier try may have ended it, with this picture
+                    with contextlib.suppress(PicturesUnavailable):
+                        await self._images.delete(result_name(claim.task_id, claim.attempt))
+                raise
             except DatabaseUnavailable as error:
+                unheard = True
                 logs.log.warning(logs.WORKER_FAILED, task_id=claim.task_id, error=str(error))
                 await asyncio.sleep(_UNREACHABLE_PAUSE_SECONDS)
+
+    async def _postpone(self, claim: Claim) -> str:
+        """Give the task back, because its pictures can't be stored or read: that is no fault of its own."""
+        doublings, self._postponed = self._postponed, min(self._postponed + 1, 16)
+        delay = min(self._settings.retry_seconds * 2**doublings, _LONGEST_POSTPONEMENT_SECONDS)
+        message = "Pictures can't be stored just now. This one will be tried again."
+        await self._queue.release(claim, message=message, delay_seconds=delay)
+        logs.log.warning(logs.TASK_RELEASED, task_id=claim.task_id, delay_seconds=delay)
+        return "postponed"
 
     async def _retry_or_fail(self, claim: Claim, message: str, *, retryable: bool) -> str:
         if not retryable or claim.tries >= self._settings.max_attempts:

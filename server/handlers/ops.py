@@ -10,7 +10,7 @@ from aiohttp import web
 
 from server import __version__, metrics
 from server.identity import signed_in_user
-from server.keys import BACKGROUND, BACKLOG, BOARD, DATABASE, LISTENER, METRICS, STARTED_AT, WAITERS
+from server.keys import BACKGROUND, BACKLOG, BOARD, DATABASE, IMAGES, LISTENER, METRICS, STARTED_AT, WAITERS
 from server.replies import json_reply, page
 
 REFRESH_SECONDS: Final = 3
@@ -24,7 +24,7 @@ async def healthz(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Say whether requests should be sent here: the listener is proven to work (and so is the database), nothing died."""
+    """Say whether requests should be sent here: the listener is proven to work (and so is the database), pictures can be stored, nothing died."""
     checks = _checks(request.app)
     ready = all(checks.values())
     body = {"status": "ready" if ready else "unready", "checks": checks, "dead": sorted(request.app[BACKGROUND].dead)}
@@ -35,6 +35,7 @@ def _checks(app: web.Application) -> dict[str, bool]:
     return {
         "listener": app[LISTENER].healthy,
         "background": not app[BACKGROUND].dead,
+        "pictures": app[IMAGES].usable,
         "accepting": not app[WAITERS].draining,
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+import contextlib
 import hashlib
 import quopri
 import random
@@ -16,7 +17,15 @@ import orjson
 from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from server.errors import BadRequest, ConstraintViolated, ImageRejected, PayloadTooLarge, Problem, TaskNotFound
+from server.errors import (
+    BadRequest,
+    ConstraintViolated,
+    ImageRejected,
+    PayloadTooLarge,
+    PicturesUnavailable,
+    Problem,
+    TaskNotFound,
+)
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.generation.reference import MAX_BYTES, clean_reference
 from server.generation.worker import reference_name
@@ -66,8 +75,7 @@ def idempotency_key(request: web.Request) -> str | None:
 
 async def place(request: web.Request, user: User, order: Order, key: str | None) -> Task | str:
     """Make a task of an order and return it; or the id of the one that an earlier request with the same key has made."""
-    images, task_id = request.app[IMAGES], secrets.token_urlsafe(16)
-    request[TRACE].task_id = task_id
+    task_id = request[TRACE].task_id = secrets.token_urlsafe(16)
     new = NewTask(
         task_id=task_id,
         user_id=user.user_id,
@@ -81,15 +89,21 @@ async def place(request: web.Request, user: User, order: Order, key: str | None)
     )
     # The image first: a worker may claim the task before this handler runs on.
     if order.reference is not None:
-        await images.put(reference_name(task_id), order.reference)
+        await request.app[IMAGES].put(reference_name(task_id), order.reference)
     try:
         made = await request.app[TASKS].create(new)
     except (Problem, ConstraintViolated):  # not if the database was silent: the row may be there
-        await images.delete_task(task_id)
+        await discard_pictures(request, task_id)
         raise
     if not isinstance(made, Task):
-        await images.delete_task(task_id)
+        await discard_pictures(request, task_id)
     return made
+
+
+async def discard_pictures(request: web.Request, task_id: str) -> None:
+    """Delete the pictures of a task that isn't there (any more): if that fails, the sweep will find them."""
+    with contextlib.suppress(PicturesUnavailable):  # logged and counted where it was raised
+        await request.app[IMAGES].delete_task(task_id)
 
 
 async def read_earlier(request: web.Request, user: User, task_id: str) -> Order:

@@ -29,6 +29,7 @@ from server.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
 from server.identity import check_expected, find_user, signed_in_user
 from server.keys import CLIENTS, CONFIG, COOKIE_SESSIONS, RATES, TASKS, TRACE
 from server.replies import page, problem_reply, wants_page
+from server.storage.cleaning import retention
 from server.storage.tasks import Task
 from server.storage.users import User
 
@@ -122,7 +123,14 @@ async def history(request: web.Request) -> web.Response:
     user = await signed_in_user(request)
     tasks, cursor = await read_page(request, user.user_id)
     described = [{**task.describe(), "prompt": task.prompt} for task in tasks]
-    return await _page(request, "history.html", tasks=described, next_cursor=cursor, status=request.query.get("status"))
+    return await _page(
+        request,
+        "history.html",
+        tasks=described,
+        next_cursor=cursor,
+        status=request.query.get("status"),
+        retention=retention(request.app[CONFIG].generation.keep_days),
+    )
 
 
 async def task(request: web.Request) -> web.Response:

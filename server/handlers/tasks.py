@@ -114,7 +114,7 @@ async def delete(request: web.Request) -> web.Response:
     if not await request.app[TASKS].delete(user.user_id, task_id):
         raise TaskNotFound
     request.app[BOARD].doubt(task_id)
-    await request.app[IMAGES].delete_task(task_id)
+    await orders.discard_pictures(request, task_id)
     return web.Response(status=204)
 
 

@@ -9,6 +9,7 @@ from server.config import Config
 from server.openapi import accounts, parameters, site, waiting
 from server.openapi.parts import Json
 from server.openapi.schemas import schemas
+from server.storage.cleaning import retention
 
 _ABOUT: Final = """\
 A person asks for a picture; making it takes a while. The status request is held by the server until the task changes \
@@ -20,7 +21,9 @@ at once. A hold that ends without news is a 200 like any other. Give each reques
 Errors are `application/problem+json` (RFC 9457) with a `code` that programs may compare; addresses outside of `/api/`, \
 and those under `/api/auth/`, answer with a page instead if `Accept` names `text/html`. A page that needs a login then \
 sends there. Whatever isn't described here is 404 `not_found`, another method 405 `method_not_allowed`. \
-Every GET may be sent as HEAD. Times are RFC 3339 in UTC.\
+Every GET may be sent as HEAD. Times are RFC 3339 in UTC.
+
+{retention} Their tasks go with them: whoever waits for one then is told 410, afterwards it is 404.\
 """
 
 
@@ -32,7 +35,9 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
         "info": {
             "title": "Long-poll task server",
             "version": __version__,
-            "description": _ABOUT.format(hold=hold, patience=client_timeout_seconds),
+            "description": _ABOUT.format(
+                hold=hold, patience=client_timeout_seconds, retention=retention(config.generation.keep_days)
+            ),
         },
         "servers": [{"url": config.server.public_url or "/"}],
         "tags": [

@@ -53,7 +53,7 @@ def schemas() -> Json:
         "Tokens": _object({"items": _list(schema("Token"))}),
         "Problem": _problem(),
         "Health": _object({"status": {"enum": ["ok", "failing"]}, "dead": _list(_TEXT)}),
-        "Checks": _object({"listener": _FLAG, "background": _FLAG, "accepting": _FLAG}),
+        "Checks": _object({"listener": _FLAG, "background": _FLAG, "pictures": _FLAG, "accepting": _FLAG}),
         "Readiness": _object(
             {"status": {"enum": ["ready", "unready"]}, "checks": schema("Checks"), "dead": _list(_TEXT)}
         ),

@@ -150,7 +150,7 @@ def _readiness() -> Json:
     made = operation(
         "getReadiness",
         "Is it ready?",
-        "Ready: notifications are proven to arrive, so Postgres can be reached; nothing has died; it doesn't stop.",
+        "Ready: notifications are proven to arrive, so Postgres can be reached; pictures can be stored; nothing has died; it doesn't stop.",
         tag=_OPERATION,
         replies={"200": reply("It is", schema("Readiness"))},
         public=True,

@@ -317,24 +317,6 @@ class WorkQueue:
         return lease.cancel_requested
 
 
-class Cleaning:
-    """Removes what is older than a week, as the guide's function does."""
-
-    def __init__(self, database: Database) -> None:
-        """Use this database."""
-        self._database = database
-
-    async def clean(self) -> None:
-        """Delete ended tasks older than seven days, and expired sessions."""
-        await self._database.fetch("cleanup_old_generations", dict)
-        await self._database.fetch("expire_sessions", dict)
-
-    async def existing(self, task_ids: Sequence[str]) -> set[str]:
-        """Return those of the ids that still belong to a task."""
-        rows = await self._database.fetch("existing_tasks", _Id, retry=True, task_ids=list(task_ids))
-        return {row.task_id for row in rows}
-
-
 def _moment(value: dt.datetime | None) -> str | None:
     return None if value is None else value.astimezone(dt.UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
