@@ -10,7 +10,7 @@ from typing import Final
 
 from server import logs
 from server.config import Config
-from server.doctor import changes, connections, machine, postgres, site
+from server.doctor import changes, connections, machine, pictures, postgres, site
 from server.doctor.deployment import Deployment
 from server.doctor.report import Finding, Report, Verdict, failed, skipped
 from server.errors import DatabaseUnavailable, ServerError
@@ -36,6 +36,7 @@ CHECKS: Final = (
     Check("clock", postgres.check_clock, ("database",)),
     Check("queue", postgres.check_queue, ("database",)),
     Check("connections", connections.check_connections, ("database",)),
+    Check("pictures", pictures.check_pictures, ("migrations", "roles")),
     Check("descriptors", machine.check_descriptors),
     Check("site", site.check_site),
     Check("origin", changes.check_origin, ("site",)),

@@ -40,7 +40,7 @@ async def test_a_poll_that_lasts_is_ok(alice: Person, examined: Examine) -> None
     examination = await examined(url=url_of(alice), polling=SHORT)
     assert examination.sound
     assert "a poll was held for 0." in examination["hold"]
-    assert examination.sum == "12 ok, 0 skipped, 0 WARNING, 0 FAILED"
+    assert examination.sum == "13 ok, 0 skipped, 0 WARNING, 0 FAILED"
 
 
 async def test_the_poll_leaves_nothing_but_an_account_that_nobody_can_log_in_to(
@@ -100,9 +100,12 @@ async def test_a_site_that_cannot_be_reached_is_one_failure(examined: Examine, u
     assert examination["hold"].startswith("skipped")
 
 
-async def test_a_site_on_another_database_is_told(empty_dsn: str, alice: Person, examined: Examine) -> None:
+async def test_a_site_on_another_database_is_told(
+    empty_dsn: str, alice: Person, examined: Examine, tmp_path: Path
+) -> None:
     await migrate(empty_dsn)
-    said = (await examined(empty_dsn, url=url_of(alice))).failure("hold")
+    elsewhere = {"data_dir": str(tmp_path / "elsewhere")}
+    said = (await examined(empty_dsn, url=url_of(alice), database=elsewhere)).failure("hold")
     assert "doesn't know a token that was made in this database just now" in said
     assert execute(empty_dsn, "SELECT count(*) FROM longpoll.tokens") == [(0,)]
 
