@@ -200,7 +200,10 @@ async def test_workers_of_another_process_do_the_work(folder: Path) -> None:
 async def test_a_worker_apart_tells_its_figures_on_a_port_of_its_own(tmp_path: Path, dsn: str, sql: Sql) -> None:
     add_tasks(sql, add_user(sql), 1)
     port = free_port()
-    settings = {"database__dsn": dsn, "database__data_dir": tmp_path, "generation__metrics_port": port}
+    shared = {"database__dsn": dsn, "database__data_dir": tmp_path}
+    with server_process(tmp_path, generation__workers=0, **shared) as server:
+        assert server.url  # whose folder it is
+    settings = {**shared, "generation__metrics_port": port}
     with server_process(tmp_path, "worker", generation__step_seconds=0, **settings) as worker:
         said = await asyncio.to_thread(worker.until_said, re.compile(r"metrics on (\S+)/metrics; stop with Ctrl-C"))
         async with local_session() as session:
