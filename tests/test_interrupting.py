@@ -21,7 +21,7 @@ import pytest
 
 from server import signals
 from tests import rows
-from tests.conftest import Sql
+from tests.conftest import Sql, execute
 from tests.faults.sites import settings_of
 from tests.processes import ServerProcess, processes_of, server_process
 
@@ -137,7 +137,10 @@ def _processes(request: pytest.FixtureRequest, folder: Path) -> Command:
 
 
 def _worker(request: pytest.FixtureRequest, folder: Path) -> Command:
-    return Command(folder, ["worker"], {"database__dsn": request.getfixturevalue("dsn")})
+    dsn, images = request.getfixturevalue("dsn"), folder / ".data" / "images"
+    images.mkdir(parents=True)  # as a server leaves it; without one, a worker doesn't start
+    images.joinpath("database-id").write_text(execute(dsn, "SELECT id::text FROM longpoll.identity")[0][0])
+    return Command(folder, ["worker"], {"database__dsn": dsn})
 
 
 def _migrate(_request: pytest.FixtureRequest, folder: Path) -> Command:
