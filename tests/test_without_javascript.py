@@ -119,6 +119,14 @@ async def test_without_a_database_the_form_comes_back_too(
             assert 1 <= int(reply.headers["Retry-After"]) <= 4
 
 
+async def test_a_folder_that_can_not_be_written_does_not_lose_what_was_typed(alice: Person) -> None:
+    folder = alice.app[keys.IMAGES].folder
+    folder.rename(folder.with_name("away"))
+    text = await send(alice, 503, prompt="typed", type="advanced", reference_image=picture())
+    assert values(text)["prompt"] == "typed"
+    assert "Pictures can't be stored or read just now." in text
+
+
 async def test_a_stranger_gets_the_form_back_and_the_image_is_not_read(start: Start) -> None:
     client = await start()
     order = form(prompt="typed", user="00000000-0000-0000-0000-000000000001", reference_image=bytes(1 << 20))

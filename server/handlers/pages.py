@@ -17,6 +17,7 @@ from server.errors import (
     DatabaseUnavailable,
     NotFound,
     NotSignedIn,
+    PicturesUnavailable,
     Problem,
     TaskNotFound,
     TooManyRequests,
@@ -50,7 +51,7 @@ async def create(request: web.Request) -> web.Response:
     fields: dict[str, str] = {}
     try:
         made = await _create(request, fields)
-    except DatabaseUnavailable as error:
+    except (DatabaseUnavailable, PicturesUnavailable) as error:
         return await _show_form(request, fields, _unavailable(request, error))
     except Problem as problem:
         return await _show_form(request, fields, problem)
@@ -90,9 +91,9 @@ async def _sender(request: web.Request) -> User | Problem:
     return user or NotSignedIn("Your session has ended; what you typed is still here.")
 
 
-def _unavailable(request: web.Request, error: DatabaseUnavailable) -> Problem:
+def _unavailable(request: web.Request, error: DatabaseUnavailable | PicturesUnavailable) -> Problem:
     logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
-    return Unavailable("The database can't be reached just now.", retry_after=random.uniform(1, 4))
+    return Unavailable(error.told, retry_after=random.uniform(1, 4))
 
 
 async def _show_form(request: web.Request, fields: Mapping[str, str], problem: Problem | None = None) -> web.Response:
