@@ -171,7 +171,7 @@ def test_the_service_sees_every_task(dsn: str, alice: str, bob: str) -> None:
 @pytest.mark.parametrize(
     "statement",
     [
-        "SELECT FROM longpoll.migrations",
+        "DELETE FROM longpoll.migrations",
         "SELECT FROM auth.users",
         "UPDATE longpoll.accounts SET email = 'x@example.org'",
         "DELETE FROM longpoll.accounts",
