@@ -129,8 +129,8 @@ class Listener:
             await asyncio.sleep(back_off_seconds(attempt) if attempt else 0)
 
     async def _subscribe(self, connection: aiopg.Connection) -> None:
-        # It says nothing itself: what is set for the login must not close it for that.
-        statements = ["SET idle_session_timeout = 0", *(f"LISTEN {channel}" for channel in self._channels)]
+        # It says nothing any more: what is set for the login must not close it for that.
+        statements = [*(f"LISTEN {channel}" for channel in self._channels), "SET idle_session_timeout = 0"]
         await run_directly(connection, ";".join(statements), self._timeout)
         self._connection = connection
         self._sent_at.clear()
