@@ -15,6 +15,7 @@ import aiohttp_jinja2
 import aiohttp_session
 import jinja2
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from server import descriptors, keys, logs, middlewares, resources
 from server.background import Background, counted_errors
@@ -312,8 +313,14 @@ def _static_version() -> str:
 
 
 def server_logger(metrics: Metrics) -> logging.Logger:
-    """Return the logger for aiohttp's protocol: a malformed request is counted and sampled, never a traceback."""
+    """Return the logger for aiohttp's protocol, which tells malformed requests from our own failures."""
     # aiohttp thinks an unknown method worth no more than a debug message (web_protocol.py, `handle_error`).
     logger = logging.Logger("aiohttp.server", logging.DEBUG)  # noqa: LOG001 - one of its own for each application
-    logger.addHandler(logs.MalformedRequests(metrics.malformed_requests.inc))
+    logger.addHandler(
+        logs.ProtocolComplaints(
+            (HttpProcessingError, web.RequestPayloadError),
+            count_malformed=metrics.malformed_requests.inc,
+            count_crash=metrics.crashes.inc,
+        )
+    )
     return logger

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, TextIO
@@ -73,6 +74,11 @@ LOGIN_SUCCEEDED = "login.succeeded"
 LOGIN_REFUSED = "login.refused"
 
 
+_SAYS_NO_VALUE: Final = re.compile(
+    r"Too many headers received|(Duplicate|Missing) '[A-Za-z-]{1,40}' header( found\.| in request\.)"
+)
+
+
 class _LibraryHandler(logging.Handler):
     """Sends what aiohttp, asyncio and others say through `logging` the same way as our own events."""
 
@@ -81,23 +87,49 @@ class _LibraryHandler(logging.Handler):
         report(LIBRARY_WARNED, logger=record.name, message=record.getMessage(), exc_info=record.exc_info or None)
 
 
-class MalformedRequests(logging.Handler):
-    """Counts what aiohttp's protocol complains of, and logs one line a second of it: strangers must not fill the disk."""
+class ProtocolComplaints(logging.Handler):
+    """Takes what aiohttp's protocol complains of: requests that aren't HTTP, and what failed outside of every handler.
 
-    def __init__(self, count: Callable[[], None]) -> None:
-        """Call `count` for each."""
+    Of the former one line a second is logged, for strangers must not fill the disk, and nothing that they have sent: a
+    line that can't be parsed may be somebody's cookie. The latter are crashes like any other.
+    """
+
+    def __init__(
+        self,
+        malformed: tuple[type[Exception], ...],
+        *,
+        count_malformed: Callable[[], None],
+        count_crash: Callable[[], None],
+    ) -> None:
+        """Call one of the two for each; `malformed` is what the parser raises, and what becomes of it in a body."""
         super().__init__()
-        self._count = count
+        self._malformed = malformed
+        self._count_malformed = count_malformed
+        self._count_crash = count_crash
         self._logged_at = -1.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count a complaint."""
-        self._count()
+        """Count a complaint, and log it."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and not isinstance(error, self._malformed):
+            self._count_crash()
+            log.error(REQUEST_CRASHED, message=record.getMessage(), exc_info=error)
+            return
+        self._count_malformed()
         if record.created - self._logged_at < 1:
             return
         self._logged_at = record.created
-        error = record.exc_info[1] if record.exc_info else None
-        log.warning(REQUEST_MALFORMED, message=record.getMessage(), error=str(error)[:200], kind=type(error).__name__)
+        kind = None if error is None else type(error).__name__
+        log.warning(REQUEST_MALFORMED, message=record.getMessage(), kind=kind, reason=_reason(error))
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Return what the parser says is wrong, without the bytes that it quotes (aiohttp, _http_parser.pyx)."""
+    said = str(getattr(error, "message", ""))
+    if _SAYS_NO_VALUE.fullmatch(said):
+        return said
+    reason, quoting, _ = said.partition(":\n\n")
+    return reason.rpartition("\n")[2].strip() if quoting else None
 
 
 class _Sink:
@@ -200,7 +232,9 @@ def _make_logger(sink: _Sink, *, pretty: bool) -> Callable[..., Any]:
 
 def _renderers(*, pretty: bool, colors: bool) -> list[structlog.types.Processor]:
     if pretty:
-        return [structlog.dev.ConsoleRenderer(colors=colors)]
+        # Its own way, where rich is installed, shows what every variable held: passwords, cookies, tokens.
+        renderer = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+        return [renderer]
     return [
         structlog.processors.format_exc_info,
         structlog.processors.JSONRenderer(serializer=_to_json),

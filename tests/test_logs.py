@@ -65,3 +65,24 @@ def test_a_stream_that_was_closed_ends_nothing() -> None:
     stream.buffer.close()
     logs.log.warning(logs.QUERY_FAILED, query="x")
     assert logs.lost_writes() >= 1
+
+
+@pytest.mark.parametrize("style", ["console", "json"])
+@pytest.mark.usefixtures("restored")
+def test_a_trace_shows_no_values(style: str) -> None:
+    """structlog's own way to show one on a terminal tells what every variable held."""
+
+    def log_in(password: str) -> None:
+        raise RuntimeError("no such table") if password else AssertionError
+
+    stream = io.TextIOWrapper(io.BytesIO())
+    logs.configure(Config().replace(logging={"format": style}).logging, stream)
+    try:
+        log_in("hunter2"[::-1])
+    except RuntimeError as error:
+        logs.log.error(logs.REQUEST_CRASHED, exc_info=error)
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    written = stream.buffer.getvalue().decode()
+    assert "no such table" in written
+    assert "hunter2"[::-1] not in written

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.test_utils import TestClient
 from yarl import URL
 
@@ -369,12 +370,63 @@ async def test_whoever_sends_a_body_when_it_is_wanted_is_told_so(alice: Person) 
         assert (await connection.reply()).status == 202
 
 
+def complaints(counted: list[str]) -> logs.ProtocolComplaints:
+    return logs.ProtocolComplaints(
+        (HttpProcessingError,),
+        count_malformed=lambda: counted.append("malformed"),
+        count_crash=lambda: counted.append("crash"),
+    )
+
+
 def test_malformed_requests_are_one_line_a_second(lines: Lines) -> None:
-    counted: list[None] = []
-    handler = logs.MalformedRequests(lambda: counted.append(None))
+    counted: list[str] = []
+    handler = complaints(counted)
     for moment in (100.0, 100.2, 100.9, 101.0, 101.5, 102.1):
         record = logging.LogRecord("aiohttp.server", logging.ERROR, "", 0, "Error handling request", None, None)
         record.created = moment
         handler.emit(record)
-    assert len(counted) == 6
+    assert counted == ["malformed"] * 6
     assert [line["event"] for line in lines] == [logs.REQUEST_MALFORMED] * 3
+
+
+def test_a_failure_of_ours_is_no_malformed_request(lines: Lines) -> None:
+    """Each is logged with its trace, however many there are."""
+    counted: list[str] = []
+    handler = complaints(counted)
+    for error in (RuntimeError("ours"), BadHttpMessage("theirs"), ValueError("ours, too")):
+        handler.emit(logging.LogRecord("aiohttp.server", logging.ERROR, "", 0, "…", None, (type(error), error, None)))
+    assert counted == ["crash", "malformed", "crash"]
+    assert [(line["event"], str(line.get("exc_info"))) for line in lines] == [
+        (logs.REQUEST_CRASHED, "ours"), (logs.REQUEST_MALFORMED, "None"), (logs.REQUEST_CRASHED, "ours, too"),
+    ]  # fmt: skip
+
+
+async def test_what_malformed_requests_carry_is_not_logged(alice: Person, lines: Lines) -> None:
+    """A line that can't be parsed may be somebody's cookie, token or query."""
+    secret = "hunter2"
+    for text, reason in (
+        (f"GET / HTTP/1.1\r\nHost: a\r\nCookie: longpoll={secret}\x01\r\n\r\n", "Invalid header value char"),
+        (f"GET / HTTP/1.1\r\nHost: a\r\nAuthorization Bearer {secret}\r\n\r\n", "Invalid header token"),
+        (f"GET / HTTP/1.1\r\nHost: a\r\n{secret}: {secret}\r\nX: {secret}\x00\r\n\r\n", "Invalid header value char"),
+        (f"GET /?token={secret} HTTP/9.9\r\nHost: a\r\n\r\n", "Invalid HTTP version"),
+        (f"GET ?token={secret} HTTP/1.1\r\nHost: a\r\n\r\n", "Unexpected start char in url"),
+        (f"GET http://?{secret} HTTP/1.1\r\nHost: a\r\n\r\n", None),
+        (f"{secret} / HTTP/1.1\r\nHost: a\r\n\r\n", "Invalid method encountered"),
+        (f"GET / HTTP/1.1\r\nHost: a\r\nCookie: longpoll={secret * 6000}\r\n\r\n", None),
+        (f"GET / HTTP/1.1\r\nHost: a\r\n{secret * 6000}: x\r\n\r\n", None),
+        (f"GET /?{secret * 6000} HTTP/1.1\r\nHost: a\r\n\r\n", None),
+        (f"GET / HTTP/1.1\r\nHost: {secret}\r\nHost: {secret}\r\n\r\n", "Duplicate 'Host' header found."),
+        (f"GET /?{secret} HTTP/1.1\r\nCookie: longpoll={secret}\r\n\r\n", "Missing 'Host' header in request."),
+        (f"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: {secret}\r\n\r\n", "Invalid character in Content-Length"),
+    ):
+        (handler,) = alice.http.server.runner.server._kwargs["logger"].handlers  # type: ignore[attr-defined]
+        handler._logged_at = -1.0  # no matter how fast they come
+        before = len(lines)
+        async with connect_to(alice) as connection:
+            await connection.send(text)
+            assert (await connection.reply()).status >= 400
+        logged = [line for line in lines[before:] if line["event"] == logs.REQUEST_MALFORMED]
+        assert len(logged) == 1, text[:60]
+        (line,) = logged
+        assert (line["reason"], line["message"]) == (reason, "Error handling request from 127.0.0.1"), text[:60]
+    assert secret not in str(lines)
