@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp_jinja2
 import aiohttp_session
@@ -27,6 +29,7 @@ from server.generation.procedural import ProceduralGenerator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
+from server.hosts import Hosts
 from server.metrics import Metrics, Snapshots
 from server.observing import Observer
 from server.openapi.document import describe
@@ -78,7 +81,7 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     app = web.Application(
         middlewares=[
             middlewares.observe(observer),
-            middlewares.guard(clients, rates),
+            middlewares.guard(_hosts(config), clients, rates),
             aiohttp_session.session_middleware(cookies),
         ],
         client_max_size=64 * 1024,
@@ -204,6 +207,12 @@ def add_picture_gauges(metrics: Metrics, images: FileImages) -> None:
     """Have the metrics tell how the folder of the pictures is."""
     metrics.gauge("longpoll_pictures_usable", "Whether pictures can be stored", lambda: images.usable)
     metrics.gauge("longpoll_picture_failures", "Files that couldn't be read or written", lambda: images.failures)
+
+
+def _hosts(config: Config) -> Hosts:
+    server = config.server
+    public = urlsplit(server.public_url).hostname or ""
+    return Hosts([public, server.host, socket.gethostname(), *server.allowed_hosts])
 
 
 def _rates(config: Config) -> Rates:

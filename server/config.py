@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import limits
 
@@ -43,6 +44,7 @@ class Server:
     port: int = _number(8080, 0, 65535)
     reuse_port: bool = False
     public_url: str = ""
+    allowed_hosts: tuple[str, ...] = ()
     tls_certificate: str = ""
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
@@ -261,12 +263,25 @@ def _check_places(config: Config) -> None:
             )
 
 
+def _is_site(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of bounds, half an IPv6 address
+        return False
+
+
 def _check_together(config: Config) -> None:
     server = config.server
     if bool(server.tls_certificate) != bool(server.tls_key):
         raise ConfigurationError("server.tls_certificate and server.tls_key belong together: set both or neither")
-    if server.public_url and not re.match(r"https?://[^/]", server.public_url):
-        raise ConfigurationError(f"server.public_url is {server.public_url!r}; it must begin with http:// or https://")
+    if server.public_url and not _is_site(server.public_url):
+        raise ConfigurationError(
+            f"server.public_url is {server.public_url!r}; it must begin with http:// or https://, and name a host"
+        )
+    for name in server.allowed_hosts:
+        if not re.fullmatch(r"\*|[^\s/:*]+", name):
+            raise ConfigurationError(f"server.allowed_hosts names {name!r}; it must be a name without a port, or *")
     for network in server.trusted_proxies:
         try:
             ipaddress.ip_network(network, strict=False)

@@ -218,6 +218,12 @@ class ExpectationFailed(Problem):
     status, code, title = 417, "expectation_failed", "Expectation failed"
 
 
+class Misdirected(Problem):
+    """The request names another site in its Host."""
+
+    status, code, title = 421, "misdirected", "Not a name of this server"
+
+
 class IdempotencyMismatch(Problem):
     """The idempotency key was used before, for a request with another body."""
 

@@ -26,6 +26,7 @@ from server.errors import (
     StorageError,
     Unavailable,
 )
+from server.hosts import Hosts
 from server.identity import find_user
 from server.keys import TRACE, WAITERS
 from server.metrics import Metrics
@@ -138,14 +139,15 @@ def _route(request: web.Request) -> str:
     return resource.canonical if resource is not None else "unknown"
 
 
-def guard(clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Return the middleware that refuses other sites' pages, and those who ask too often.
+def guard(hosts: Hosts, clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Return the middleware that refuses what is meant for other sites or comes from their pages, and those who ask too often.
 
     It isn't a coroutine of its own: a held poll would keep one more frame for it.
     """
 
     @web.middleware
     def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
+        hosts.check(request)
         if not clients.is_same_origin(request):
             raise CrossOrigin(clients.explain_refusal(request))
         rule = _RULES.get(_route(request)) if request.method == "POST" else None

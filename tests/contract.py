@@ -63,7 +63,9 @@ class Contract:
         replies = self._find(*place, "responses")
         status = str(response.status)
         if status not in replies:
-            if response.status not in ({403, 404, 405, 417, 500} if place == _ANYWHERE else {404, 405, 417, 500}):
+            if response.status not in (
+                {403, 404, 405, 417, 421, 500} if place == _ANYWHERE else {404, 405, 417, 421, 500}
+            ):
                 return ["this status is not described"]
             status = "default"
         described = replies[status]

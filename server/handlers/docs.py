@@ -17,5 +17,7 @@ async def description(request: web.Request) -> web.Response:
 async def read(request: web.Request) -> web.Response:
     """Show it to a person."""
     await find_user(request)  # nobody needs to be, but who is signed in sees it in the header
-    site = request.app[CONFIG].server.public_url.rstrip("/") or str(request.url.origin())
+    # Put together by hand: `request.url` raises for a Host that is no part of a URL.
+    here = f"{request.scheme}://{request.host}" if request.host else ""
+    site = request.app[CONFIG].server.public_url.rstrip("/") or here
     return await page(request, "docs.html", {"api": request.app[DESCRIPTION], "site": site})

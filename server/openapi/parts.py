@@ -10,6 +10,7 @@ from server.errors import (
     CrossOrigin,
     ExpectationFailed,
     MethodNotAllowed,
+    Misdirected,
     NotSignedIn,
     OtherUser,
     Problem,
@@ -93,8 +94,8 @@ def anything_else(*, html: bool) -> Json:
     """Describe what any request may be refused with."""
     content: Json = {"allOf": [schema("Problem")]}
     described = (
-        f"`{MethodNotAllowed.code}` (405), `{ExpectationFailed.code}` (417),"
-        f" or `{Problem.code}` (500): asking again may help with the last only"
+        f"`{MethodNotAllowed.code}` (405), `{ExpectationFailed.code}` (417), `{Misdirected.code}` (421: `Host` names another"
+        f" site), or `{Problem.code}` (500): asking again may help with the last only"
     )
     return reply(described, content, media=PROBLEM_JSON, headers=["Allow"], html=html)
 
