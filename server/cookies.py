@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 from aiohttp_session import AbstractStorage, Session
 
+from server import wire
 from server.storage.sessions import TOKEN_PREFIX, Sessions
 from server.storage.users import User
 
@@ -40,7 +41,12 @@ class CookieSessions(AbstractStorage):
         return Session(secret, data={"session": {USER_ID: user.user_id, EMAIL: user.email}}, new=False)
 
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
-        """Begin what was made by a login, end what was emptied by a logout; a secret is never used twice."""
+        """Begin what was made by a login, end what was emptied by a logout; a secret is never used twice.
+
+        Raises:
+            ValueError: the reply can't be written, so nobody would get the secret.
+        """
+        wire.require_writable(response.headers)
         old = self.load_cookie(request)
         if old:
             await self._sessions.revoke(old)

@@ -58,8 +58,11 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
         try:
             try:
                 response = await handler(request)
+                await _prepare(request, response)
             except Exception as error:  # noqa: BLE001 - whatever it was, the client is answered
+                status = Problem.status  # unless that answer can be made
                 response = await _reply_to(error, request, observer.metrics)
+                await _prepare(request, response)
             status = response.status
         except asyncio.CancelledError:
             if CONNECTION in request:
@@ -69,17 +72,24 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
             if response is not PARKED:
                 seconds = time.perf_counter() - trace.started
                 observer.request_finished(trace, request.method, _route(request), request.path, status, seconds)
-        if response is PARKED:
-            return response  # its connection will do the rest when it is answered
-        if request.content.exception() is not None:
-            response.force_close()  # what follows in a broken body can't be told from a next request
-        if request.app[WAITERS].draining:
-            response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
-        if not (response.prepared or isinstance(response, WholeReply)):
-            complete(response, trace.request_id, shared=_route(request) == _STATIC_ROUTE and response.status < 400)
         return response
 
     return middleware
+
+
+async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+    """Complete the reply and have aiohttp make its head, here where a head that can't be made is one more error."""
+    if response is PARKED:
+        return  # its connection will do the rest when it is answered
+    if request.content.exception() is not None:
+        response.force_close()  # what follows in a broken body can't be told from a next request
+    if request.app[WAITERS].draining:
+        response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
+    if not isinstance(response, WholeReply):
+        shared = _route(request) == _STATIC_ROUTE and response.status < 400
+        complete(response, request[TRACE].request_id, shared=shared)
+    if isinstance(response, web.Response | WholeReply):  # the others, files, are sent as they are prepared
+        await response.prepare(request)
 
 
 async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) -> web.StreamResponse:

@@ -57,7 +57,11 @@ class Handler(PollHandler):
         if isinstance(resp, web.HTTPExpectationFailed):
             self.logger.warning("Unknown expectation")
             resp = _reply(request, ExpectationFailed(_EXPECTED))
-        return await super().finish_response(request, resp, start_time)
+        try:
+            return await super().finish_response(request, resp, start_time)
+        except Exception as error:  # noqa: BLE001 - the last border: what a middleware has prepared may still fail to be sent
+            response = self.handle_error(request, 500, error)  # raises if a reply has begun: the connection is closed
+            return await super().finish_response(request, response, start_time)
 
 
 def _reply(request: web.BaseRequest, problem: Problem) -> web.Response:

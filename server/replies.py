@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 from urllib.parse import quote
 
 import aiohttp_jinja2
@@ -12,6 +13,9 @@ from aiohttp import web
 from server.errors import NotSignedIn, Problem
 from server.keys import STATIC_VERSION, TRACE
 from server.poll_replies import JSON, compose_problem, headers_of, to_json
+
+MAX_TARGET: Final = 2048
+"""Where to go after a login, percent-encoded: a longer `Location` doesn't pass every proxy."""
 
 
 def json_reply(body: object, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
@@ -24,7 +28,7 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
     """Reply with application/problem+json (RFC 9457), or with a page if a person is looking."""
     if wants_page(request):
         if isinstance(problem, NotSignedIn) and request.method in {"GET", "HEAD"}:
-            return web.Response(status=303, headers={"Location": f"/login?next={quote(request.path_qs, safe='')}"})
+            return web.Response(status=303, headers={"Location": _login_url(request.path_qs)})
         context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
         response = await page(request, "error.html", context, status=problem.status)
     else:
@@ -33,6 +37,11 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
     return response
+
+
+def _login_url(target: str) -> str:
+    encoded = quote(target, safe="", errors="replace")
+    return f"/login?next={encoded}" if len(encoded) <= MAX_TARGET else "/login"
 
 
 async def page(

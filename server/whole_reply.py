@@ -18,9 +18,13 @@ class WholeReply(web.StreamResponse):
         self.reply = reply
         self._held_seconds = held_seconds
         self._request_id = request_id
+        self._written = False
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write all of it."""
+        """Write all of it; asked again, nothing."""
+        if self._written:
+            return
+        self._written = True
         await request._prepare_hook(self)  # noqa: SLF001 - what every reply's prepare() begins with
         if self.keep_alive is None:
             self._keep_alive = request.keep_alive

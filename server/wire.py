@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
@@ -25,7 +27,19 @@ _SAME_FOR_ALL: Final = "".join(
     f"{name}: {value}\r\n"
     for name, value in {**SECURITY_HEADERS, "Cache-Control": PRIVATE, "Server": SERVER_SOFTWARE}.items()
 )
+_UNWRITABLE: Final = re.compile("[\x00-\x08\x0a-\x1f\x7f]")
 _STATUS_LINES: Final = {each.value: f"HTTP/1.1 {each.value} {each.phrase}\r\n".encode() for each in HTTPStatus}
+
+
+def require_writable(headers: Mapping[str, str]) -> None:
+    """Make sure that aiohttp will write these headers (http_writer.py, `_safe_header`), for those who can't undo what they do.
+
+    Raises:
+        ValueError: one has a control character.
+    """
+    for name, value in headers.items():
+        if _UNWRITABLE.search(value):
+            raise ValueError(f"the header {name} can't be written")
 
 
 def reply_bytes(status: int, head: bytes, body: bytes | None, *, request_id: str, end_of_head: bytes) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 from aiohttp import web
 from aiohttp_session import get_session, new_session
@@ -15,7 +15,7 @@ from server.errors import BadRequest, NotFound, Problem
 from server.handlers import parameters
 from server.identity import signed_in_user
 from server.keys import SESSIONS, TRACE, USERS
-from server.replies import json_reply, page, wants_page
+from server.replies import MAX_TARGET, json_reply, page, wants_page
 from server.storage.sessions import Token
 from server.storage.users import User
 
@@ -23,6 +23,7 @@ MIN_PASSWORD: Final = 8
 MAX_PASSWORD: Final = 1024
 MAX_EMAIL: Final = 254
 MAX_TOKEN_NAME: Final = 100
+_AS_IT_IS: Final = "%/?#[]@!$&'()*+,;=:"  # what has a meaning in a URL, or is percent-encoded already
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f.]+\Z")
 _TOKEN_ID: Final = re.compile(r"[0-9a-f-]{36}\Z")
 _FIELDS: Final = frozenset({"email", "password", "next"})
@@ -91,13 +92,16 @@ async def _read_fields(request: web.Request) -> dict[str, str]:
 
 
 def safe_target(target: str | None) -> str:
-    r"""Return where to go after the login: a path of this site; anything else (``//evil``, ``/\evil``) becomes ``/``."""
+    r"""Return where to go after the login: a path of this site; anything else (``//evil``, ``/\evil``) becomes ``/``.
+
+    Percent-encoded, so that it can be written as a header whatever characters it had.
+    """
     if not target or not target.startswith("/") or target[1:2] in {"/", "\\"}:
         return "/"
     if any(ord(character) < 32 or character == "\\" for character in target):
         return "/"
-    parts = urlsplit(target)
-    return target if not parts.scheme and not parts.netloc else "/"
+    encoded = quote(target, safe=_AS_IT_IS, errors="replace")
+    return encoded if len(encoded) <= MAX_TARGET else "/"
 
 
 # Bearer tokens -------------------------------------------------------------------------------------------------------
