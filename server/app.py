@@ -234,6 +234,7 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         await database.open()
         await database.check_role()
         await join_folder(database, app[keys.IMAGES])
+        app[keys.COOKIE_SESSIONS].belong_to(await app[keys.SESSIONS].read_site())
         await app[keys.USERS].open()
         background.start("listener", app[keys.LISTENER].run)
         background.start("board", app[keys.BOARD].run)

@@ -16,12 +16,17 @@ EMAIL: Final = "email"
 
 
 class CookieSessions(AbstractStorage):
-    """Loads and saves a request's session through `Sessions`, which answers from memory mostly."""
+    """Loads and saves a request's session through `Sessions`, which answers from memory mostly.
+
+    Browsers keep the cookies of a host apart by their names only, whatever the port: two sites on one host would end
+    each other's logins. So the name of ours has the site's id in it. The bare name is read, too: it is what a login
+    before that was called, and what a program may send.
+    """
 
     def __init__(self, sessions: Sessions, *, secure: bool) -> None:
         """`secure`: the site is https; the cookie then can't be set by, or sent to, anybody else."""
         super().__init__(
-            cookie_name="__Host-longpoll" if secure else "longpoll",
+            cookie_name=bare_name(secure=secure),
             max_age=sessions.max_age,
             secure=secure,
             httponly=True,
@@ -29,6 +34,15 @@ class CookieSessions(AbstractStorage):
         )
         self._sessions = sessions
         self._secure = secure
+        self._bare_name = self._cookie_name
+
+    def belong_to(self, site: str) -> None:
+        """Name the cookie after this site from now on."""
+        self._cookie_name = f"{self._bare_name}-{site}"
+
+    def load_cookie(self, request: web.Request) -> str | None:
+        """Return the secret that a request has brought."""
+        return request.cookies.get(self._name_in(request))
 
     async def load_session(self, request: web.Request) -> Session:
         """Return the session that the cookie stands for, or an empty one."""
@@ -53,7 +67,15 @@ class CookieSessions(AbstractStorage):
         if session.empty:
             if old:
                 # With all its attributes: browsers ignore a __Host- cookie that isn't Secure, a deletion too.
-                response.del_cookie(self.cookie_name, secure=self._secure, httponly=True, samesite="Lax")
+                response.del_cookie(self._name_in(request), secure=self._secure, httponly=True, samesite="Lax")
             return
         secret = await self._sessions.create(User(session[USER_ID], session[EMAIL]))
         self.save_cookie(response, secret, max_age=self._sessions.max_age)
+
+    def _name_in(self, request: web.Request) -> str:
+        return self._cookie_name if self._cookie_name in request.cookies else self._bare_name
+
+
+def bare_name(*, secure: bool) -> str:
+    """Return how the cookie's name begins. `__Host-` binds it to this host, and to https."""
+    return "__Host-longpoll" if secure else "longpoll"

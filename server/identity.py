@@ -52,7 +52,7 @@ def credential(request: web.Request) -> str | None:
     """Return what stands for the secret that this request came with, to ask about it again without the request."""
     secret = _bearer_secret(request)
     if secret is None:
-        secret = request.cookies.get(request.app[COOKIE_SESSIONS].cookie_name)
+        secret = request.app[COOKIE_SESSIONS].load_cookie(request)
     return request.app[SESSIONS].key_of(secret) if secret else None
 
 

@@ -252,6 +252,15 @@ SELECT user_id::text, email, password_hash FROM longpoll.accounts WHERE lower(em
 -- name: update_password_hash
 UPDATE longpoll.accounts SET password_hash = %(password_hash)s WHERE user_id = %(user_id)s RETURNING user_id::text;
 
+-- name: find_site
+-- Stays the same in all processes, after a failover, and for as long as the database lives; no two databases share it.
+SELECT left(encode(sha256(convert_to(system_identifier::text || ' ' || oid::text, 'UTF8')), 'hex'), 8) AS id
+  FROM pg_control_system(), pg_database
+ WHERE datname = current_database();
+
+-- name: find_site_by_name
+SELECT left(encode(sha256(convert_to(current_database(), 'UTF8')), 'hex'), 8) AS id;
+
 -- name: create_session
 INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at)
 VALUES (%(secret_hash)s, %(user_id)s, %(expires_at)s)

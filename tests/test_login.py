@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from http.cookies import SimpleCookie
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse, web
+from aiohttp import ClientResponse, ClientSession, CookieJar, web
 from aiohttp.test_utils import TestClient
 
 from server.handlers.login import safe_target
-from tests.conftest import Enter, Person, Start, until
+from server.storage.embedded import EmbeddedPostgres
+from tests.conftest import Enter, Person, Start, _fresh_database, until
 from tests.raw_http import secret_of
 
 Client = TestClient[web.Request, web.Application]
@@ -171,7 +173,7 @@ async def test_a_failed_form_is_shown_again_with_what_was_wrong(start: Start) ->
 
 async def test_the_cookie_is_out_of_reach_of_scripts_and_other_sites(start: Start) -> None:
     cookie = cookie_of(await register(await start()))
-    assert cookie.key == "longpoll"
+    assert re.fullmatch("longpoll-[0-9a-f]{8}", cookie.key)
     assert (cookie["httponly"], cookie["samesite"], cookie["path"], cookie["domain"]) == (True, "Lax", "/", "")
     assert not cookie["secure"]
     assert int(cookie["max-age"]) == 14 * 86_400
@@ -181,12 +183,12 @@ async def test_over_https_the_cookie_is_bound_to_this_host(start: Start) -> None
     """Also when it is deleted: browsers ignore a `__Host-` cookie that isn't Secure."""
     client = await start(server={"public_url": "https://pictures.example.org"})
     cookie = cookie_of(await register(client))
-    assert cookie.key == "__Host-longpoll"
+    assert re.fullmatch("__Host-longpoll-[0-9a-f]{8}", cookie.key)
     assert (cookie["httponly"], cookie["samesite"], cookie["path"], cookie["domain"]) == (True, "Lax", "/", "")
     assert cookie["secure"] is True
     gone = cookie_of(await post(client, "/api/auth/logout", 204, headers={"Cookie": f"{cookie.key}={cookie.value}"}))
     assert (gone.key, gone.value, gone["max-age"], gone["secure"], gone["path"]) == (
-        "__Host-longpoll",
+        cookie.key,
         "",
         "0",
         True,
@@ -218,6 +220,55 @@ async def test_a_cookie_copied_before_the_logout_is_dead_after_it_everywhere(sta
         return await tasks_status(there, copied) == 401
 
     await until(is_dead, seconds=5)
+
+
+async def test_two_sites_on_one_host_leave_each_others_logins_alone(
+    start: Start, postgres: EmbeddedPostgres, template: str
+) -> None:
+    """Browsers keep cookies apart by host and name, and look at no port."""
+    here = await start()
+    for other_dsn in _fresh_database(postgres.dsn, template):
+        there = await start(other_dsn)
+        jar = CookieJar(unsafe=True)
+        async with ClientSession(cookie_jar=jar) as browser:
+
+            async def send(site: Client, url: str) -> int:
+                async with browser.post(site.make_url(url), json=None if "logout" in url else ALICE) as reply:
+                    return reply.status
+
+            async def is_logged_in(site: Client) -> bool:
+                async with browser.get(site.make_url("/api/generate/tasks")) as reply:
+                    return reply.status == 200
+
+            for site in (here, there):
+                assert await send(site, "/api/auth/register") == 201
+            assert await is_logged_in(here)
+            assert await is_logged_in(there)
+            assert await send(here, "/api/auth/login") == 200
+            assert await is_logged_in(there)
+            assert await send(here, "/api/auth/logout") == 204
+            assert not await is_logged_in(here)
+            assert await is_logged_in(there)
+            assert len(jar) == 1
+        await there.close()
+
+
+async def test_a_login_from_before_the_cookie_had_the_sites_name_goes_on(start: Start, enter: Enter) -> None:
+    alice = await enter(await start())  # with the bare name
+    async with alice.http.post("/api/auth/logout") as reply:
+        gone = cookie_of(reply)
+        assert (gone.key, gone.value) == ("longpoll", "")
+    await post(alice.http, "/api/auth/register", 201, json={**ALICE, "email": "carol@example.org"})
+    for planted in ("x", secret_of_jar(alice)):  # the bare one counts for nothing beside our own
+        alice.http.session.cookie_jar.update_cookies({"longpoll": planted}, alice.http.make_url("/"))
+        async with alice.http.get("/api/generate/tasks") as reply:
+            assert reply.status == 200
+
+
+def secret_of_jar(person: Person) -> str:
+    """Return the secret of a cookie that a login has set."""
+    (secret,) = [each.value for each in person.http.session.cookie_jar if each.key.startswith("longpoll-")]
+    return secret
 
 
 async def test_logging_out_of_nothing_does_nothing(start: Start) -> None:

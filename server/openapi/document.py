@@ -6,6 +6,7 @@ from typing import Final
 
 from server import __version__
 from server.config import Config
+from server.cookies import bare_name
 from server.openapi import accounts, parameters, site, waiting
 from server.openapi.parts import Json
 from server.openapi.schemas import schemas
@@ -57,8 +58,9 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
                 "cookie": {
                     "type": "apiKey",
                     "in": "cookie",
-                    "name": "__Host-longpoll" if secure else "longpoll",
-                    "description": "The session that a login begins.",
+                    "name": bare_name(secure=secure),
+                    "description": "The session that a login begins. The cookie that it sets has the site's id behind this"
+                    " name, so that other sites on the same host leave it alone; both names are read.",
                 },
                 "token": {"type": "http", "scheme": "bearer", "description": "A token of `/api/auth/tokens`."},
             },

@@ -54,6 +54,11 @@ class _TokenId:
     id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Site:
+    id: str
+
+
 @dataclass(slots=True)
 class _Known:
     user: User
@@ -85,6 +90,17 @@ class Sessions:
     def max_age(self) -> int:
         """How long a session lasts, in seconds."""
         return int(self._seconds)
+
+    async def read_site(self) -> str:
+        """Return a short id of the database in which the sessions are, for the names of cookies. Not secret."""
+        try:
+            site = await self._database.fetch_one("find_site", _Site, retry=True)
+        except DatabaseUnavailable:
+            raise
+        except StorageError:  # a host that lets nobody ask for the cluster's identifier
+            site = await self._database.fetch_one("find_site_by_name", _Site, retry=True)
+        assert site is not None
+        return site.id
 
     async def create(self, user: User) -> str:
         """Begin a session; returns its secret, for the cookie."""
