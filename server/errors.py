@@ -206,6 +206,12 @@ class PayloadTooLarge(Problem):
     status, code, title = 413, "payload_too_large", "Payload too large"
 
 
+class UriTooLong(Problem):
+    """The address that is asked for is longer than this server reads."""
+
+    status, code, title = 414, "uri_too_long", "Address too long"
+
+
 class UnsupportedMedia(Problem):
     """The body, or the image in it, is of a kind that isn't accepted."""
 
@@ -240,6 +246,12 @@ class TooManyRequests(Problem):
     """The caller is over a limit."""
 
     status, code, title = 429, "too_many_requests", "Too many requests"
+
+
+class HeadersTooLarge(Problem):
+    """The headers are more than this server reads: cookies, mostly, and mostly those of others on the same host."""
+
+    status, code, title = 431, "headers_too_large", "Too many cookies or other headers"
 
 
 class Unavailable(Problem):

@@ -110,7 +110,7 @@ class Parking:
 
     def connection(self, request: web.Request) -> Connection:
         """Return what will hold an admitted request, once it has a poll and the handler has returned `PARKED`."""
-        return Connection(self, cast(PollServer, _handler(request).server))
+        return Connection(self, _handler(request).server)
 
     @staticmethod
     def bytes_of(request: web.Request) -> bytes:

@@ -7,28 +7,78 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http import RawRequestMessage
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
+MOST_HEADER_BYTES: Final = 32 * 1024
+MOST_LINE_BYTES: Final = 8190  # of the first line
+# aiohttp bounds each header and their number, which together are megabytes.
+_MOST_HEAD_BYTES: Final = MOST_LINE_BYTES + MOST_HEADER_BYTES
 _END_OF_HEAD: Final = b"\r\n\r\n"
 
 
 class PollHandler(RequestHandler):
-    """aiohttp's handler of a connection, which also knows whether its parser has swallowed part of a next request."""
+    """aiohttp's handler of a connection, which bounds what is read of a request's head and how long that may take.
 
-    __slots__ = ("_chunks", "_last_chunk", "server")
+    It also knows whether its parser has swallowed part of a next request.
+    """
 
-    def __init__(self, server: web.Server, **options: object) -> None:
+    __slots__ = ("_chunks", "_last_chunk", "_unfinished", "server")
+
+    def __init__(self, server: PollServer, **options: object) -> None:
         """Begin as aiohttp's does."""
-        super().__init__(server, **options)  # type: ignore[arg-type]
+        bounds = {"max_line_size": MOST_LINE_BYTES, "max_field_size": MOST_HEADER_BYTES}
+        super().__init__(server, **bounds, **options)  # type: ignore[arg-type]
         self.server = server
         self._chunks = 0
         self._last_chunk = b""
+        self._unfinished: bytearray | None = None  # the head that is being read, if it came in pieces
 
     def data_received(self, data: bytes) -> None:
         """Hand the bytes to the parser. A request without a body ends with an empty line, and nothing is behind it."""
         self._chunks += 1
         self._last_chunk = data
+        if self._waiter is None and self._request_count:
+            super().data_received(data)  # a body, or what is behind the request in hand
+            return
+        if self._unfinished is not None:
+            self._unfinished += data
+        head = data if self._unfinished is None else self._unfinished
+        if len(head) > _MOST_HEAD_BYTES and head.find(_END_OF_HEAD, 0, _MOST_HEAD_BYTES) < 0:
+            self._refuse_head()
+            return
+        count = self._request_count
         super().data_received(data)
+        if self._request_count == count:
+            self._wait_for_rest(data)
+        elif self._messages and isinstance(self._messages[-1][0], RawRequestMessage):
+            self._unfinished = None
+
+    @property
+    def head(self) -> bytes:
+        """What has come of a head that can't be read."""
+        return self._last_chunk if self._unfinished is None else bytes(self._unfinished)
+
+    def _refuse_head(self) -> None:
+        """Have the head answered as aiohttp does one that it can't parse (web_protocol.py, `data_received`)."""
+        error = LineTooLong(b"", MOST_HEADER_BYTES)
+        self._request_count += 1
+        self._messages.append((_ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _wait_for_rest(self, data: bytes) -> None:
+        """Wait for the rest of a head, but not as long as for one that hasn't begun."""
+        if self._unfinished is not None or not data:
+            return
+        self._unfinished = bytearray(data)
+        until = self._loop.time() + self.server.head_seconds
+        if self._keepalive_handle is not None and until < self._next_keepalive_close_time:
+            self._keepalive_handle.cancel()
+            self._next_keepalive_close_time = until
+            self._keepalive_handle = self._loop.call_at(until, self._process_keepalive)
 
     @property
     def is_done_reading(self) -> bool:
@@ -69,8 +119,13 @@ class PollServer(web.Server):
         made: web.Server,
         connect: Callable[[PollServer], asyncio.BaseProtocol],
         handler: type[PollHandler] = PollHandler,
+        *,
+        head_seconds: float,
     ) -> None:
-        """Be what aiohttp has made for its application, with handlers of this class."""
+        """Be what aiohttp has made for its application, with handlers of this class.
+
+        `head_seconds`: how long a request's head may take, once it has begun.
+        """
         super().__init__(
             made.request_handler,
             request_factory=made.request_factory,
@@ -80,6 +135,7 @@ class PollServer(web.Server):
         )
         self._connect = connect
         self._handler = handler
+        self.head_seconds = head_seconds
         self.begun: Callable[[asyncio.BaseProtocol], None] = _ignore
 
     def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]

@@ -53,9 +53,23 @@ async def page(
     return await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
 
 
+async def standalone_page(app: web.Application, problem: Problem, request_id: str) -> web.Response:
+    """Reply with a page that says what went wrong with a request that couldn't be read."""
+    template = aiohttp_jinja2.get_env(app).get_template("error.html")
+    context = {"static_version": app[STATIC_VERSION], "request_id": request_id, "user": None}
+    told = {"status": problem.status, "title": problem.title, "detail": problem.detail}
+    return web.Response(
+        text=await template.render_async(context | told), status=problem.status, content_type="text/html"
+    )
+
+
 def wants_page(request: web.Request) -> bool:
     """Whether a person looks at the reply in a browser, and not a program."""
-    path = request.path
+    return is_for_people(request.path, request.headers.get("Accept", ""))
+
+
+def is_for_people(path: str, accept: str) -> bool:
+    """Whether what is asked for this way is looked at by a person."""
     if path.startswith("/api/") and not path.startswith("/api/auth/"):
         return False
-    return "text/html" in request.headers.get("Accept", "")
+    return "text/html" in accept

@@ -9,6 +9,7 @@ from server.errors import (
     BadRequest,
     CrossOrigin,
     ExpectationFailed,
+    HeadersTooLarge,
     MethodNotAllowed,
     Misdirected,
     NotSignedIn,
@@ -16,6 +17,7 @@ from server.errors import (
     Problem,
     TooManyRequests,
     Unavailable,
+    UriTooLong,
 )
 from server.poll_replies import JSON, PROBLEM_JSON
 
@@ -94,8 +96,9 @@ def anything_else(*, html: bool) -> Json:
     """Describe what any request may be refused with."""
     content: Json = {"allOf": [schema("Problem")]}
     described = (
-        f"`{MethodNotAllowed.code}` (405), `{ExpectationFailed.code}` (417), `{Misdirected.code}` (421: `Host` names another"
-        f" site), or `{Problem.code}` (500): asking again may help with the last only"
+        f"`{MethodNotAllowed.code}` (405), `{UriTooLong.code}` (414), `{ExpectationFailed.code}` (417), `{Misdirected.code}`"
+        f" (421: `Host` names another site), `{HeadersTooLarge.code}` (431), or `{Problem.code}` (500): asking again may help"
+        " with the last only"
     )
     return reply(described, content, media=PROBLEM_JSON, headers=["Allow"], html=html)
 
