@@ -48,6 +48,7 @@ class Server:
     tls_certificate: str = ""
     tls_key: str = ""
     trusted_proxies: tuple[str, ...] = ()
+    metrics_through_proxy: bool = False
     drain_seconds: float = _number(2.0, 0.0, 300.0)
     receive_seconds: float = _number(30.0, 0.1, 3600.0)
     event_loop: str = _choice(event_loop.AUTO, *event_loop.KINDS)

@@ -164,6 +164,12 @@ class CrossOrigin(Problem):
     status, code, title = 403, "cross_origin", "Cross-origin request refused"
 
 
+class MetricsRefused(Problem):
+    """The metrics were asked for through a proxy."""
+
+    status, code, title = 403, "metrics_refused", "Metrics are not given to everybody"
+
+
 class NotFound(Problem):
     """No such URL."""
 

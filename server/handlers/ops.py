@@ -9,11 +9,13 @@ from typing import Final
 from aiohttp import web
 
 from server import __version__, metrics
+from server.errors import MetricsRefused
 from server.identity import signed_in_user
-from server.keys import BACKGROUND, BACKLOG, BOARD, DATABASE, IMAGES, LISTENER, METRICS, STARTED_AT, WAITERS
+from server.keys import BACKGROUND, BACKLOG, BOARD, CONFIG, DATABASE, IMAGES, LISTENER, METRICS, STARTED_AT, WAITERS
 from server.replies import json_reply, page
 
 REFRESH_SECONDS: Final = 3
+_OF_PROXIES: Final = frozenset({"forwarded", "via", "x-real-ip"})
 _QUANTILES: Final = {"p50Seconds": 0.5, "p90Seconds": 0.9, "p99Seconds": 0.99}
 
 
@@ -41,9 +43,18 @@ def _checks(app: web.Application) -> dict[str, bool]:
 
 
 async def exposition(request: web.Request) -> web.Response:
-    """Give all metrics in the text format of Prometheus."""
+    """Give all metrics in the text format of Prometheus: to those who ask this process, not to those whom a proxy lets in."""
+    if not request.app[CONFIG].server.metrics_through_proxy and _came_through_a_proxy(request):
+        raise MetricsRefused(
+            "Ask this process itself, past the proxy; or let the operator set server.metrics_through_proxy."
+        )
     body = request.app[METRICS].exposition()
     return web.Response(body=body, headers={"Content-Type": metrics.CONTENT_TYPE})
+
+
+def _came_through_a_proxy(request: web.Request) -> bool:
+    # Whether it is one that we trust doesn't matter: who makes such a header up gets less.
+    return any(name.lower().startswith("x-forwarded-") or name.lower() in _OF_PROXIES for name in request.headers)
 
 
 async def overview(request: web.Request) -> web.Response:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from server.errors import (
     IdempotencyMismatch,
     ImageRejected,
+    MetricsRefused,
     NotFound,
     PayloadTooLarge,
     Problem,
@@ -163,10 +164,11 @@ def _metrics() -> Json:
     return operation(
         "getMetrics",
         "All metrics",
-        "In the text format of Prometheus. Nothing of anybody's tasks is in them; a proxy in front should still keep"
-        " them to the operators.",
+        "In the text format of Prometheus. Nothing of anybody's tasks is in them; still they are the operator's, and not"
+        " given to those who come through a proxy unless `server.metrics_through_proxy` is set.",
         tag=_OPERATION,
         replies={"200": reply("The metrics", {"type": "string"}, media=CONTENT_TYPE.partition(";")[0])},
+        refused=[MetricsRefused],
         public=True,
         html=True,
     )
