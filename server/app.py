@@ -80,7 +80,7 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     observer = Observer(metrics, config.logging, lambda: database.clock_offset)
     app = web.Application(
         middlewares=[
-            middlewares.observe(observer),
+            middlewares.observe(observer, clients, secure=is_https(config)),
             middlewares.guard(_hosts(config), clients, rates),
             aiohttp_session.session_middleware(cookies),
         ],

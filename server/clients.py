@@ -34,6 +34,10 @@ class Clients:
                 return address
         return peer
 
+    def is_proxied(self, request: web.BaseRequest) -> bool:
+        """Whether a request comes from a proxy whose word is taken."""
+        return bool(self._trusted) and self._is_trusted(request.remote or "")
+
     def is_same_origin(self, request: web.BaseRequest) -> bool:
         """Whether a request that changes something comes from a page of ours, or from no page at all."""
         if request.method in _SAFE_METHODS:

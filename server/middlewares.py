@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -35,7 +36,7 @@ from server.parking import CONNECTION, PARKED
 from server.rates import Rates
 from server.replies import problem_reply, wants_page
 from server.whole_reply import WholeReply
-from server.wire import PRIVATE, REQUEST_ID, SECURITY_HEADERS
+from server.wire import CHALLENGE, PRIVATE, REQUEST_ID, SECURITY_HEADERS
 
 _RULES: Final = {
     "/api/auth/login": "login",
@@ -45,24 +46,31 @@ _RULES: Final = {
     "/api/generate/tasks/{task_id}/again": "create",
 }
 _STATIC_ROUTE: Final = "/static/{filename}"
+_STRICT_TRANSPORT: Final = f"max-age={365 * 86_400}"
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:=+/@-]{1,128}")
 
 
-def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
-    """Return the outermost middleware: gives a request its id, its reply, its log line and its place in the metrics."""
+def observe(observer: Observer, clients: Clients, *, secure: bool) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Return the outermost middleware: gives a request its id, its reply, its log line and its place in the metrics.
+
+    `secure`: browsers reach this site by https, and are told to do so ever after.
+    """
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         trace = request[TRACE] = Trace()
+        if clients.is_proxied(request) and _REQUEST_ID.fullmatch(given := request.headers.get(REQUEST_ID, "")):
+            trace.request_id = given
         status = STATUS_OF_NOBODY
         response: web.StreamResponse | None = None
         try:
             try:
                 response = await handler(request)
-                await _prepare(request, response)
+                await _prepare(request, response, secure=secure)
             except Exception as error:  # noqa: BLE001 - whatever it was, the client is answered
                 status = Problem.status  # unless that answer can be made
                 response = await _reply_to(error, request, observer.metrics)
-                await _prepare(request, response)
+                await _prepare(request, response, secure=secure)
             status = response.status
         except asyncio.CancelledError:
             if CONNECTION in request:
@@ -77,7 +85,7 @@ def observe(observer: Observer) -> Callable[..., Awaitable[web.StreamResponse]]:
     return middleware
 
 
-async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+async def _prepare(request: web.Request, response: web.StreamResponse, *, secure: bool) -> None:
     """Complete the reply and have aiohttp make its head, here where a head that can't be made is one more error."""
     if response is PARKED:
         return  # its connection will do the rest when it is answered
@@ -88,6 +96,10 @@ async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     if not isinstance(response, WholeReply):
         shared = _route(request) == _STATIC_ROUTE and response.status < 400
         complete(response, request[TRACE].request_id, shared=shared)
+        # Not for a developer's own machine: it would hold for everything else there, whatever its port. Polls go without:
+        # the page that sends them has been told.
+        if secure and not request.host.partition(":")[0].endswith("localhost"):
+            response.headers.setdefault("Strict-Transport-Security", _STRICT_TRANSPORT)
     if isinstance(response, web.Response | WholeReply):  # the others, files, are sent as they are prepared
         await response.prepare(request)
 
@@ -138,6 +150,8 @@ def complete(response: web.StreamResponse, request_id: str, *, shared: bool = Fa
     """Add the headers that every reply has. `shared`: it holds nothing that is anybody's own."""
     headers = response.headers
     headers[REQUEST_ID] = request_id
+    if response.status == 401:
+        headers.setdefault("WWW-Authenticate", CHALLENGE)
     for name, value in SECURITY_HEADERS.items():
         headers.setdefault(name, value)
     # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.

@@ -200,6 +200,8 @@ def compose_problem(problem: Problem, request_id: str) -> Composed:
     if problem.detail:
         members["detail"] = problem.detail
     head = f"Content-Type: {PROBLEM_JSON}\r\n"
+    if problem.status == 401:
+        head += f"WWW-Authenticate: {wire.CHALLENGE}\r\n"
     if problem.retry_after is not None:
         head += f"Retry-After: {math.ceil(problem.retry_after)}\r\n"
     return problem.status, head.encode(), to_json(members)

@@ -23,6 +23,8 @@ SECURITY_HEADERS: Final = {
 }
 PRIVATE: Final = "private, no-store"
 REQUEST_ID: Final = "X-Request-Id"
+CHALLENGE: Final = 'Bearer realm="longpoll"'
+"""How to sign in, of every 401 (RFC 9110, 15.5.2). Browsers open no window for this scheme."""
 _SAME_FOR_ALL: Final = "".join(
     f"{name}: {value}\r\n"
     for name, value in {**SECURITY_HEADERS, "Cache-Control": PRIVATE, "Server": SERVER_SOFTWARE}.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator, MutableMapping
 from typing import Any
@@ -243,6 +244,85 @@ async def test_every_reply_forbids_what_no_page_of_ours_needs(alice: Person) -> 
                 assert len(reply.headers["X-Request-Id"]) == 16, url
                 kept = "no-cache" if url.startswith("/static/") and reply.status == 200 else "private, no-store"
                 assert reply.headers["Cache-Control"] == kept, url
+
+
+async def test_browsers_are_told_to_stay_with_https(start: Start) -> None:
+    """Polls alone don't say so. Nor does a developer's own machine, where it would hold for everything else."""
+    client = await start(server={"public_url": "https://pictures.example.org"})
+    for url in ("/login", "/healthz", "/static/style.css", "/nowhere", "/tasks", "/docs", "/api/generate/tasks"):
+        async with client.get(url, allow_redirects=False) as reply:
+            assert reply.headers["Strict-Transport-Security"] == "max-age=31536000", url
+    for host in ("localhost", "localhost:8443", "shop.localhost"):
+        async with client.get("/login", headers={"Host": host}) as reply:
+            assert "Strict-Transport-Security" not in reply.headers
+    plain = await start(server={"public_url": "http://pictures.example.org"})
+    async with plain.get("/login") as reply:
+        assert "Strict-Transport-Security" not in reply.headers
+
+
+async def test_a_refusal_for_want_of_a_login_says_how_to_log_in(alice: Person) -> None:
+    """Programs and libraries look for it; browsers must not open a window of their own."""
+    stranger = {"Cookie": "longpoll=wrong"}
+    account = {"email": "nobody@example.org", "password": "wrong horse"}
+    for method, url, options in (
+        ("GET", "/api/generate/tasks", {"headers": stranger}),
+        ("GET", "/api/generate/status?taskId=x", {"headers": stranger}),
+        ("GET", "/api/generate/tasks", {"headers": {"Authorization": "Bearer lp_wrong"}}),
+        ("POST", "/api/auth/login", {"json": account}),
+        ("POST", "/api/auth/login", {"data": account, "headers": PAGE}),
+        ("POST", "/api/auth/tokens", {"json": {}, "headers": stranger}),
+    ):
+        alice.http.session.cookie_jar.clear()
+        async with alice.http.request(method, url, **options) as reply:  # type: ignore[arg-type]
+            assert (reply.status, reply.headers["WWW-Authenticate"]) == (401, 'Bearer realm="longpoll"'), url
+    async with alice.http.get("/healthz") as reply:
+        assert "WWW-Authenticate" not in reply.headers
+
+
+async def test_the_metrics_are_not_for_those_who_come_through_a_proxy(start: Start) -> None:
+    client = await start()
+    through = (
+        {"X-Forwarded-For": "198.51.100.1"}, {"x-forwarded-proto": "https"}, {"Forwarded": "for=198.51.100.1"},
+        {"Via": "1.1 proxy"}, {"X-Real-IP": "198.51.100.1"},
+    )  # fmt: skip
+    for headers in through:
+        async with client.get("/metrics", headers=headers) as reply:
+            assert (reply.status, (await reply.json())["code"]) == (403, "metrics_refused"), headers
+    async with client.get("/metrics") as reply:
+        assert reply.status == 200
+    open_to_all = await start(server={"metrics_through_proxy": True})
+    for headers in through:
+        async with open_to_all.get("/metrics", headers=headers) as reply:
+            assert reply.status == 200
+
+
+async def test_the_id_of_a_request_is_the_proxys_if_it_is_trusted(start: Start, enter: Enter, lines: Lines) -> None:
+    """One id through all logs. What strangers say stands in no log, and what isn't an id neither."""
+    alice = await enter(await start(server={"trusted_proxies": ("127.0.0.1",)}))
+    for given in ("1-67891233-abcdef012345678912345678", "Root=1-678:x/y+z@a", "x" * 128):
+        for url, headers in (("/healthz", {}), ("/nowhere", {}), ("/nowhere", PAGE), ("/api/generate/status", {})):
+            async with alice.http.get(url, headers={"X-Request-Id": given, **headers}) as reply:
+                assert reply.headers["X-Request-Id"] == given
+                assert url == "/healthz" or given in await reply.text()
+    assert [line for line in lines if line.get("request_id") == "x" * 128]
+    for given in ("x" * 129, "a b", 'a"b', "<script>", "é", "", "a\tb", "a,b", "a;b"):
+        async with alice.http.get("/healthz", headers={"X-Request-Id": given}) as reply:
+            assert re.fullmatch("[0-9a-f]{16}", reply.headers["X-Request-Id"]), given
+    nobody = await start()
+    async with nobody.get("/healthz", headers={"X-Request-Id": "x" * 20}) as reply:
+        assert re.fullmatch("[0-9a-f]{16}", reply.headers["X-Request-Id"])
+
+
+async def test_a_poll_that_comes_again_with_an_id_keeps_it(start: Start, enter: Enter, sql: Sql) -> None:
+    alice = await enter(await start(server={"trusted_proxies": ("127.0.0.1",)}))
+    task_id = await alice.create()
+    async with connect_to(alice) as connection:
+        for version in range(1, 4):
+            text = request(alice, f"/api/generate/status?taskId={task_id}&version={version}")
+            await connection.send(text.removesuffix("\r\n") + "X-Request-Id: same\r\n\r\n")
+            await until(lambda: alice.held == 1)
+            sql("UPDATE public.image_generations SET progress = %s", (version / 10,))
+            assert (await connection.reply()).headers["x-request-id"] == "same"
 
 
 async def test_a_file_that_is_not_there_is_a_problem_like_any_other(alice: Person) -> None:

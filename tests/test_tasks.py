@@ -295,6 +295,7 @@ async def test_the_picture_is_its_owners_alone(alice: Person, bob: Person, sql: 
         assert reply.content_type == "image/png"
         assert reply.headers["X-Content-Type-Options"] == "nosniff"
         assert reply.headers["Cache-Control"] == "private, max-age=86400"
+        assert reply.headers["Cross-Origin-Resource-Policy"] == "same-origin"
         tag = reply.headers["ETag"]
     async with alice.http.get(url, headers={"If-None-Match": tag}) as reply:
         assert (reply.status, await reply.read(), reply.headers["ETag"]) == (304, b"", tag)

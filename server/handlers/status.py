@@ -23,6 +23,7 @@ from server.storage.tasks import Task
 from server.waiting.answers import Answer, Question, Until
 from server.waiting.batches import BatchQuestion
 from server.whole_reply import poll_reply
+from server.wire import REQUEST_ID
 
 MAX_BATCH: Final = 50
 LONGEST_GATHER_SECONDS: Final = 2.0
@@ -73,6 +74,8 @@ def _again(request: web.Request, question: Question) -> repeats.Again | None:
     found, secret_key = repeats.read(request.app[PARKING].bytes_of(request)), credential(request)
     if found is None or secret_key is None or found[1] != question.version:
         return None
+    if request.headers.get(REQUEST_ID) == request[TRACE].request_id:
+        return None  # each time it comes with an id of its own, which only the whole way reads
     return repeats.Again(found[0], secret_key, question)
 
 

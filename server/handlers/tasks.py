@@ -155,6 +155,7 @@ async def image(request: web.Request) -> web.Response:
     headers = {
         "ETag": f'"{name}"',
         "Cache-Control": "private, max-age=86400",
+        "Cross-Origin-Resource-Policy": "same-origin",  # no page of another site may show it
     }
     if f'"{name}"' in request.headers.get("If-None-Match", ""):
         return web.Response(status=304, headers=headers)

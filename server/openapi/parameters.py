@@ -145,8 +145,8 @@ _TEXT: Final[Json] = {"type": "string"}
 _WHOLE: Final[Json] = {"type": "string", "pattern": "^[0-9]+$"}
 _REPLY_HEADERS: Final[dict[str, tuple[Json, str, bool]]] = {
     "X-Request-Id": (
-        {"type": "string", "pattern": "^[0-9a-f]{16}$"},
-        "The id under which the request is logged.",
+        {"type": "string", "pattern": "^[A-Za-z0-9._:=+/@-]{1,128}$"},
+        "The id under which the request is logged: of ours, or the one that a trusted proxy has given it.",
         True,
     ),
     "Cache-Control": (
@@ -159,6 +159,13 @@ _REPLY_HEADERS: Final[dict[str, tuple[Json, str, bool]]] = {
     "X-Frame-Options": ({"const": "DENY"}, "No page of this site may stand in another one.", True),
     "Referrer-Policy": ({"const": "same-origin"}, "Other sites don't learn where their visitor came from.", True),
     "Cross-Origin-Opener-Policy": ({"const": "same-origin"}, "Other sites' windows can't reach ours.", True),
+    "Strict-Transport-Security": (
+        {"type": "string", "pattern": "^max-age=[0-9]+$"},
+        "Where the site is https, but for polls: come by https only.",
+        False,
+    ),
+    "Cross-Origin-Resource-Policy": ({"const": "same-origin"}, "No page of another site may show it.", True),
+    "WWW-Authenticate": (_TEXT, "How to sign in.", True),
     "ETag": (_TEXT, "Names this state: the id and the version of a task, or one picture.", True),
     "X-Task-Version": (_WHOLE, "The version of the task.", True),
     "Server-Timing": (

@@ -34,6 +34,7 @@ COMMON_HEADERS: Final = (
     "Cross-Origin-Opener-Policy",
 )
 """What every reply has."""
+_WITH_HTTPS: Final = ("Strict-Transport-Security",)
 
 
 def reference(kind: str, name: str) -> Json:
@@ -57,7 +58,7 @@ def reply(
     """Describe a reply with that schema as its content; `html`: or a page, if a person is looking."""
     made: Json = {
         "description": description,
-        "headers": {name: reference("headers", name) for name in (*COMMON_HEADERS, *headers)},
+        "headers": {name: reference("headers", name) for name in (*COMMON_HEADERS, *_WITH_HTTPS, *headers)},
     }
     if content is not None:
         made["content"] = {media: {"schema": content}, **({HTML: {"schema": {"type": "string"}}} if html else {})}
@@ -87,9 +88,9 @@ def _refusal(status: int, reasons: Sequence[type[Problem]], *, html: bool) -> Js
         "allOf": [schema("Problem")],
         "properties": {"status": {"const": status}, "code": {"enum": [reason.code for reason in reasons]}},
     }
-    retry = ["Retry-After"] if status in {429, 503} else []
+    own = {401: ["WWW-Authenticate"], 429: ["Retry-After"], 503: ["Retry-After"]}.get(status, [])
     described = "; ".join(f"`{reason.code}`: {reason.title}" for reason in reasons)
-    return reply(described, content, media=PROBLEM_JSON, headers=retry, html=html)
+    return reply(described, content, media=PROBLEM_JSON, headers=own, html=html)
 
 
 def anything_else(*, html: bool) -> Json:

@@ -153,7 +153,7 @@ def _delete() -> Json:
 
 
 def _image() -> Json:
-    picture = reply("The picture", headers=["ETag", "Content-Disposition"])
+    picture = reply("The picture", headers=["ETag", "Content-Disposition", "Cross-Origin-Resource-Policy"])
     picture["content"] = {media: {"schema": {"type": "string", "format": "binary"}} for media in MEDIA_TYPES}
     return operation(
         "getImage",
@@ -163,7 +163,7 @@ def _image() -> Json:
         takes=parameters("task_id", "If-None-Match-image"),
         replies={
             "200": picture,
-            "304": reply("You have it already", headers=["ETag"]),
+            "304": reply("You have it already", headers=["ETag", "Cross-Origin-Resource-Policy"]),
         },
         refused=[TaskNotFound],
     )
