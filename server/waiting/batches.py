@@ -80,7 +80,7 @@ class BatchPolling(Generic[S]):
         arrival = self._waiters.arrive()
         with contextlib.ExitStack() as stack:
             tasks = [stack.enter_context(self._board.watch(task_id)) for task_id in question.versions]
-            await self._board.refresh(tasks)
+            await self._refresh(question, tasks)
             ahead = [each for each in tasks if _is_ahead(question, each)]
             if ahead:
                 # Another server may have told of versions whose notifications haven't reached us yet.
@@ -89,6 +89,15 @@ class BatchPolling(Generic[S]):
             if reason is not None:
                 return _answer(question, tasks, reason)
             return await self._wait(question, tasks, arrival)
+
+    async def _refresh(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> None:
+        # As in `Polling`: what isn't known to be the client's own is read, whether somebody else has it or nobody.
+        foreign = [each for each in tasks if _own(question, each) is None]
+        own = [each for each in tasks if _own(question, each) is not None]
+        if foreign and own:  # together, so that they share one read
+            await asyncio.gather(self._board.refresh(foreign, anew=True), self._board.refresh(own))
+        else:
+            await self._board.refresh(tasks, anew=bool(foreign))
 
     def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> Reason | None:
         if any(_is_ahead(question, each) for each in tasks):

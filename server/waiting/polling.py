@@ -88,11 +88,14 @@ class Polling(Generic[S]):
 
     async def _look(self, question: Question, watched: Watched[S], arrival: int) -> Answer[S] | S:
         """Return the answer, or the state that the client must wait to see changed."""
-        snapshot = await self.board.current(watched)
+        # Of somebody else's task we may know everything already. One that doesn't exist must be read for: so is this one,
+        # or the time that it takes would tell the two apart.
+        own = _own(question, watched.snapshot)
+        snapshot = _own(question, await self.board.current(watched, anew=own is None))
         if snapshot is not None and question.version is not None and question.version > snapshot.version:
             # Another server may have told of a version whose notification hasn't reached us yet.
-            snapshot = await self.board.current(watched, anew=True)
-        if snapshot is None or snapshot.user_id != question.user_id:
+            snapshot = _own(question, await self.board.current(watched, anew=True))
+        if snapshot is None:
             return Answer(None, Reason.IMMEDIATE)
         reason = self._reason_not_to_wait(question, question.version, snapshot, arrival)
         if reason is None:
@@ -109,3 +112,7 @@ class Polling(Generic[S]):
     def _jittered(self, seconds: float) -> float:
         """Return a bit less than that, at random."""
         return seconds - self._chance() * min(self._jitter_seconds, seconds / 10)
+
+
+def _own(question: Question, snapshot: S | None) -> S | None:
+    return snapshot if snapshot is not None and snapshot.user_id == question.user_id else None
