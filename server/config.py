@@ -50,7 +50,10 @@ class Server:
     trusted_proxies: tuple[str, ...] = ()
     metrics_through_proxy: bool = False
     drain_seconds: float = _number(2.0, 0.0, 300.0)
+    keepalive_seconds: float = _number(75.0, 0.1, 3600.0)
     receive_seconds: float = _number(30.0, 0.1, 3600.0)
+    body_seconds: float = _number(600.0, 0.1, 86_400.0)
+    body_bytes_per_second: float = _number(2_000, 0, 1_000_000_000)
     event_loop: str = _choice(event_loop.AUTO, *event_loop.KINDS)
 
 

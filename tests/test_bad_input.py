@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
+import json
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -13,8 +16,8 @@ import pytest
 from aiohttp import FormData
 from PIL import Image
 
-from tests.conftest import Enter, Person, Sql, Start
-from tests.raw_http import connect_to, secret_of
+from tests.conftest import Enter, Person, Sql, Start, until
+from tests.raw_http import connect_to, request, secret_of
 from tests.test_tasks import form, image_files, picture
 
 FORM = "multipart/form-data; boundary=XX"
@@ -222,6 +225,76 @@ async def test_a_body_that_never_comes_is_given_up(start: Start, enter: Enter) -
             reply = await connection.reply()
             assert reply.status == 400
             assert "did not arrive within 0.2 seconds" in reply.body.decode()
+
+
+DRIPPING = (
+    ("/api/generate", "application/json", '{"prompt": "'),
+    ("/api/generate", FORM, '--XX\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nand then'),
+    ("/api/generate", FORM, '--XX\r\nContent-Disposition: form-data; name="reference_image"\r\n\r\n'),
+    ("/api/generate", FORM, "--XX\r\nContent-Disposition: form-"),
+    ("/api/auth/login", "application/x-www-form-urlencoded", "email="),
+    ("/api/auth/logout", "application/json", ""),
+    ("/nowhere", "application/json", ""),
+)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"body_seconds": 0.6, "body_bytes_per_second": 0}, {"body_bytes_per_second": 1000}]
+)
+@pytest.mark.parametrize(("url", "content_type", "beginning"), DRIPPING)
+async def test_a_body_that_drips_is_given_up(
+    start: Start, enter: Enter, settings: Any, url: str, content_type: str, beginning: str
+) -> None:
+    """Each piece comes in time, and the whole never."""
+    alice = await enter(await start(server={"receive_seconds": 0.3, **settings}))
+    alice.http.server.runner.server._kwargs["lingering_time"] = 0.2  # type: ignore[attr-defined]
+    async with connect_to(alice) as connection:
+        text = request(alice, url, method="POST").removesuffix("\r\n")
+        await connection.send(f"{text}Content-Type: {content_type}\r\nContent-Length: 1000000\r\n\r\n{beginning}")
+        replying = asyncio.create_task(connection.reply())
+
+        async def drip() -> bool:
+            with contextlib.suppress(ConnectionError):
+                await connection.send("x")
+            return replying.done()
+
+        await until(drip, seconds=20)
+        reply = await replying
+        if url.startswith("/api/generate") or url.endswith("login"):
+            assert reply.status == 400
+            assert "The body " in reply.body.decode()
+
+        async def is_closed() -> bool:
+            with contextlib.suppress(ConnectionError):
+                await connection.send("x")
+            return connection.writer.is_closing() or connection._reader.at_eof()
+
+        await until(is_closed, seconds=20)
+
+
+async def test_a_slow_body_is_taken_all_the_same(start: Start, enter: Enter) -> None:
+    """A quick beginning makes up for a slow end."""
+    alice = await enter(await start(server={"receive_seconds": 0.2, "body_bytes_per_second": 100}))
+    body = json.dumps({"prompt": "x"}) + " " * 3000
+    async with connect_to(alice) as connection:
+        await connection.send(request(alice, "/api/generate", method="POST", body=body).removesuffix(" " * 100))
+        for _ in range(50):
+            await connection.send(" ")
+            await asyncio.sleep(0.02)  # a slow client
+        await connection.send(" " * 50)
+        assert (await connection.reply()).status == 202
+
+
+async def test_a_body_that_is_complete_is_not_too_slow(start: Start, enter: Enter) -> None:
+    alice = await enter(await start(server={"receive_seconds": 1.0, "body_bytes_per_second": 1000}))
+    async with connect_to(alice) as connection:
+        await connection.send(
+            request(alice, "/api/generate", method="POST", body='{"prompt": "x"}').removesuffix('pt": "x"}')
+        )
+        for piece in ('pt": ', '"x"}'):
+            await asyncio.sleep(0.6)  # a slow client
+            await connection.send(piece)
+        assert (await connection.reply()).status == 202
 
 
 async def test_a_body_with_broken_chunks_is_a_400(alice: Person) -> None:

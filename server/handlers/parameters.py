@@ -7,15 +7,16 @@ import codecs
 import contextlib
 import math
 import re
-from collections.abc import Awaitable, Mapping
-from typing import Final, TypeVar
+import time
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 import orjson
 from aiohttp import web
 from aiohttp.http_exceptions import BadHttpMessage
 
 from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
-from server.keys import CONFIG
+from server.keys import CONFIG, TRACE
 from server.poll_replies import JSON
 from server.waiting.answers import Until
 
@@ -153,17 +154,33 @@ def require_media_type(request: web.Request, *accepted: str) -> None:
         raise UnsupportedMedia(f"Send {' or '.join(accepted)}, not {request.content_type}.")
 
 
-async def read_within(request: web.Request, reading: Awaitable[T]) -> T:
-    """Read from the body within the time that one read may take: aiohttp itself would wait for ever.
+async def read_within(request: web.Request, reading: Coroutine[Any, Any, T]) -> T:
+    """Read from the body within the time that one read and the whole may take: aiohttp itself would wait for ever.
 
     Raises:
-        BadRequest: nothing came, or something that isn't HTTP.
+        BadRequest: nothing came, or too little, or something that isn't HTTP.
     """
-    limit = request.app[CONFIG].server.receive_seconds
+    settings = request.app[CONFIG].server
+    taken = time.perf_counter() - request[TRACE].started
+    left = settings.body_seconds - taken
+    if left <= 0 or _is_too_slow(request, taken):
+        reading.close()
+        raise BadRequest(
+            f"The body came too slowly: it may take {settings.body_seconds:g} seconds, and must bring"
+            f" {settings.body_bytes_per_second:g} bytes a second."
+        )
     try:
-        async with asyncio.timeout(limit):
+        async with asyncio.timeout(min(settings.receive_seconds, left)):
             return await reading
     except TimeoutError:
-        raise BadRequest(f"The body did not arrive within {limit:g} seconds.") from None
+        whole = min(settings.receive_seconds, settings.body_seconds)
+        raise BadRequest(f"The body did not arrive within {whole:g} seconds.") from None
     except (web.RequestPayloadError, BadHttpMessage):
         raise BadRequest("The body is broken: its encoding or its framing isn't what the headers say.") from None
+
+
+def _is_too_slow(request: web.Request, taken: float) -> bool:
+    settings, content = request.app[CONFIG].server, request.content
+    if taken < settings.receive_seconds or content.is_eof():
+        return False
+    return content.total_raw_bytes < taken * settings.body_bytes_per_second
