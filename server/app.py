@@ -36,6 +36,7 @@ from server.openapi.document import describe
 from server.parking import Parking
 from server.pulse import Pulse
 from server.rates import Rates
+from server.revocations import Revocations
 from server.routes import ROUTES
 from server.storage.backlog import BacklogCount
 from server.storage.cleaning import Cleaning, join_folder
@@ -45,7 +46,9 @@ from server.storage.listener import Listener
 from server.storage.notification_queue import NotificationQueue
 from server.storage.sessions import Sessions
 from server.storage.tasks import BoardTasks, OwnTasks, WorkQueue
+from server.storage.tokens import Tokens
 from server.storage.users import Users
+from server.storage.uses import Uses
 from server.uploads import UPLOADS, Uploads
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
@@ -54,6 +57,8 @@ from server.waiting.waiters import Waiters
 
 WORKERS: Final = web.AppKey("workers", tuple[Worker, ...])
 TURN: Final = web.AppKey[Turn | None]("turn")
+_REVOCATIONS: Final = web.AppKey("revocations", Revocations)
+_USES: Final = web.AppKey("uses", Uses)
 _READY_SECONDS: Final = 15.0
 # Read once: a process shows the pages that belong to its code, whatever becomes of the files while it runs.
 _TEMPLATES: Final = {
@@ -74,7 +79,14 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
         timeout=config.database.timeout_seconds,
         application="longpoll-serve",
     )
-    sessions = Sessions(database, days=config.sessions.days, cache_size=config.sessions.cache_size)
+    uses = Uses(database, session_seconds=config.sessions.days * 86_400)
+    sessions = Sessions(
+        database,
+        uses,
+        days=config.sessions.days,
+        cache_size=config.sessions.cache_size,
+        revoked=lambda key: app[keys.WAITERS].revoke(key),  # noqa: PLW0108 - made below
+    )
     rates = _rates(config)
     cookies = CookieSessions(sessions, secure=is_https(config))
     observer = Observer(metrics, config.logging, lambda: database.clock_offset)
@@ -87,7 +99,7 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
         client_max_size=64 * 1024,
     )
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
-    app[keys.COOKIE_SESSIONS] = cookies
+    app[keys.COOKIE_SESSIONS], app[keys.TOKENS], app[_USES] = cookies, Tokens(database, sessions.forget), uses
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.CLIENTS], app[keys.RATES], app[keys.OBSERVER] = clients, rates, observer
@@ -146,6 +158,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     )
     app[WORKERS] = tuple(make_workers(app[keys.CONFIG], app[keys.DATABASE], app[keys.IMAGES], metrics))
     app[keys.WAITERS], app[keys.BOARD] = waiters, board
+    app[_REVOCATIONS] = Revocations(app[keys.SESSIONS], waiters)
     app[keys.LISTENER] = _listener(app, dsn)
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
@@ -161,16 +174,16 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
 
 
 def _listener(app: web.Application, dsn: str) -> Listener:
-    database, board, sessions, workers = app[keys.CONFIG].database, app[keys.BOARD], app[keys.SESSIONS], app[WORKERS]
+    database, board, revocations, workers = app[keys.CONFIG].database, app[keys.BOARD], app[_REVOCATIONS], app[WORKERS]
 
     def restored() -> None:
         board.restored()
-        sessions.restored()
+        revocations.restored()
         _wake(workers)
 
     def lost() -> None:
         board.lost()
-        sessions.lost()
+        revocations.lost()
 
     return Listener(
         database.listen_dsn or dsn,
@@ -178,7 +191,8 @@ def _listener(app: web.Application, dsn: str) -> Listener:
         {
             "generation_changed": board.notice,
             "generation_created": lambda _payload: _wake(workers),
-            "session_revoked": sessions.forget,
+            "session_revoked": app[keys.SESSIONS].forget,
+            "session_changed": revocations.changed,
         },
         restored=restored,
         lost=lost,
@@ -238,6 +252,8 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         await app[keys.USERS].open()
         background.start("listener", app[keys.LISTENER].run)
         background.start("board", app[keys.BOARD].run)
+        background.start("revocations", app[_REVOCATIONS].run)
+        background.start("uses", app[_USES].run)
         await wait_until_heard(app[keys.LISTENER])
         background.start("pulse", app[keys.PULSE].beat)
         background.start("metrics", partial(log_metrics, app[keys.METRICS], config.logging.snapshot_seconds))

@@ -100,6 +100,7 @@ class Limits:
     login: str = "10 per minute"
     register: str = "10 per hour"
     create: str = "30 per minute"
+    token: str = "30 per hour"  # noqa: S105 - how often one may be made
     poll: str = "1200 per minute"
 
 
@@ -293,7 +294,7 @@ def _check_together(config: Config) -> None:
             raise ConfigurationError(
                 f"server.trusted_proxies names {network!r}; it must be an address or a network such as 10.0.0.0/8"
             ) from None
-    for name in ("login", "register", "create", "poll"):
+    for name in ("login", "register", "create", "token", "poll"):
         rule = getattr(config.limits, name)
         try:
             limits.parse(rule)

@@ -8,11 +8,14 @@ from aiohttp import web
 from aiohttp_session import AbstractStorage, Session
 
 from server import wire
+from server.storage.logins import Login
 from server.storage.sessions import TOKEN_PREFIX, Sessions
 from server.storage.users import User
 
 USER_ID: Final = "user_id"
 EMAIL: Final = "email"
+LOGIN: Final = web.RequestKey("login", Login)
+_LONGEST_AGENT: Final = 200
 
 
 class CookieSessions(AbstractStorage):
@@ -49,9 +52,10 @@ class CookieSessions(AbstractStorage):
         secret = self.load_cookie(request)
         if secret and secret.startswith(TOKEN_PREFIX):
             secret = None  # a bearer token, which no logout would end
-        user = await self._sessions.find(secret) if secret else None
-        if user is None:
+        login = await self._sessions.find(secret) if secret else None
+        if login is None:
             return Session(None, data=None, new=True)
+        request[LOGIN], user = login, login.user
         return Session(secret, data={"session": {USER_ID: user.user_id, EMAIL: user.email}}, new=False)
 
     async def save_session(self, request: web.Request, response: web.StreamResponse, session: Session) -> None:
@@ -69,13 +73,29 @@ class CookieSessions(AbstractStorage):
                 # With all its attributes: browsers ignore a __Host- cookie that isn't Secure, a deletion too.
                 response.del_cookie(self._name_in(request), secure=self._secure, httponly=True, samesite="Lax")
             return
-        secret = await self._sessions.create(User(session[USER_ID], session[EMAIL]))
+        secret = await self._sessions.create(User(session[USER_ID], session[EMAIL]), _agent(request))
         self.save_cookie(response, secret, max_age=self._sessions.max_age)
 
     def _name_in(self, request: web.Request) -> str:
         return self._cookie_name if self._cookie_name in request.cookies else self._bare_name
 
+    def prolong_cookie(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Have the browser keep its cookie for as long as the session now lasts.
+
+        Only when its end was put off, not with every page: an answer that is late must not bring an old cookie back.
+        """
+        login, secret = request.get(LOGIN), self.load_cookie(request)
+        if login is not None and login.cookie_due and secret:
+            login.cookie_due = False
+            self.save_cookie(response, secret, max_age=self._sessions.max_age)
+
 
 def bare_name(*, secure: bool) -> str:
     """Return how the cookie's name begins. `__Host-` binds it to this host, and to https."""
     return "__Host-longpoll" if secure else "longpoll"
+
+
+def _agent(request: web.Request) -> str:
+    """Return what the browser calls itself, as far as it can be shown."""
+    agent = request.headers.get("User-Agent", "")[:_LONGEST_AGENT]
+    return "".join(character if character.isprintable() else " " for character in agent).strip()

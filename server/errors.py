@@ -170,6 +170,18 @@ class MetricsRefused(Problem):
     status, code, title = 403, "metrics_refused", "Metrics are not given to everybody"
 
 
+class ScopeTooNarrow(Problem):
+    """The token may read only."""
+
+    status, code, title = 403, "scope_too_narrow", "This token may only read"
+
+
+class SessionRequired(Problem):
+    """A token came where only somebody who is logged in may act."""
+
+    status, code, title = 403, "session_required", "A login is required, not a token"
+
+
 class NotFound(Problem):
     """No such URL."""
 
@@ -198,6 +210,12 @@ class OtherUser(Problem):
     """The client says for whom it asks, and somebody else is logged in."""
 
     status, code, title = 409, "other_user", "Somebody else is logged in"
+
+
+class TooManyTokens(Problem):
+    """The user has as many tokens as may be."""
+
+    status, code, title = 409, "too_many_tokens", "Too many tokens"
 
 
 class TaskDeleted(Problem):

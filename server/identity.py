@@ -1,32 +1,55 @@
-"""Who asks: the user of a bearer token or of a cookie session."""
+"""Who asks: the user of a bearer token or of a cookie session, and what they may do."""
 
 from __future__ import annotations
 
 from aiohttp import web
 from aiohttp_session import get_session
 
-from server.cookies import EMAIL, USER_ID
-from server.errors import NotSignedIn, OtherUser
-from server.keys import COOKIE_SESSIONS, SESSIONS, TRACE
+from server.cookies import LOGIN
+from server.errors import NotSignedIn, OtherUser, ScopeTooNarrow, SessionRequired
+from server.keys import SESSIONS, TRACE
+from server.storage.logins import Login, Scope
 from server.storage.sessions import TOKEN_PREFIX
 from server.storage.users import User
 
 EXPECTED_USER = "Expected-User"
 """The header in which a client names the user it takes itself for: a page outlives a login in another tab."""
+_READING = frozenset({"GET", "HEAD"})
 
 
 async def signed_in_user(request: web.Request) -> User:
-    """Return the user, mostly from memory.
+    """Return the user, mostly from memory. All that needs a login asks here, so here a token's scope is enforced.
 
     Raises:
         NotSignedIn: there is neither a live session nor a valid token.
         OtherUser: there is one, but of another user than the client names.
+        ScopeTooNarrow: there is a token that may only read, and this request doesn't.
     """
-    user = await find_user(request)
-    if user is None:
+    return (await signed_in(request)).user
+
+
+async def signed_in(request: web.Request) -> Login:
+    """Return the user with what let them in, as `signed_in_user` does."""
+    login = await _find_login(request)
+    if login is None:
         raise NotSignedIn
-    check_expected(user, request.headers.get(EXPECTED_USER))
-    return user
+    check_expected(login.user, request.headers.get(EXPECTED_USER))
+    if login.scope is Scope.READ and request.method not in _READING:
+        raise ScopeTooNarrow("Make one whose scope is write.")
+    return login
+
+
+async def signed_in_by_cookie(request: web.Request) -> Login:
+    """Return the user with their session: for what concerns the account itself, which no token may touch.
+
+    Raises:
+        NotSignedIn: there is neither a live session nor a valid token.
+        SessionRequired: there is a token.
+    """
+    login = await signed_in(request)
+    if login.is_token:
+        raise SessionRequired("Log in with the password: a token that leaks must not be able to do this.")
+    return login
 
 
 def check_expected(user: User, expected: str | None) -> None:
@@ -37,23 +60,20 @@ def check_expected(user: User, expected: str | None) -> None:
 
 async def find_user(request: web.Request) -> User | None:
     """Return the user, or None for a stranger. A token that isn't valid isn't made up for by a cookie."""
+    login = await _find_login(request)
+    return None if login is None else login.user
+
+
+async def _find_login(request: web.Request) -> Login | None:
     secret = _bearer_secret(request)
     if secret is not None:
         # A session's secret is for its cookie alone: what scripts may use is listed, and revocable, as a token.
-        user = await request.app[SESSIONS].find(secret) if secret.startswith(TOKEN_PREFIX) else None
+        login = await request.app[SESSIONS].find(secret) if secret.startswith(TOKEN_PREFIX) else None
     else:
         session = await get_session(request)
-        user = None if session.empty else User(session[USER_ID], session[EMAIL])
-    request[TRACE].user = user
-    return user
-
-
-def credential(request: web.Request) -> str | None:
-    """Return what stands for the secret that this request came with, to ask about it again without the request."""
-    secret = _bearer_secret(request)
-    if secret is None:
-        secret = request.app[COOKIE_SESSIONS].load_cookie(request)
-    return request.app[SESSIONS].key_of(secret) if secret else None
+        login = None if session.empty else request.get(LOGIN)
+    request[TRACE].user = None if login is None else login.user
+    return login
 
 
 def _bearer_secret(request: web.Request) -> str | None:

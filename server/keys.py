@@ -21,6 +21,7 @@ from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.sessions import Sessions
 from server.storage.tasks import OwnTasks, Task
+from server.storage.tokens import Tokens
 from server.storage.users import Users
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
@@ -44,6 +45,7 @@ TASKS: Final = web.AppKey("tasks", OwnTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
+TOKENS: Final = web.AppKey("tokens", Tokens)
 COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 CLIENTS: Final = web.AppKey("clients", Clients)

@@ -72,6 +72,11 @@ PICTURES_MISSING = "pictures.missing"
 ACCOUNT_REGISTERED = "account.registered"
 LOGIN_SUCCEEDED = "login.succeeded"
 LOGIN_REFUSED = "login.refused"
+PASSWORD_CHANGED = "password.changed"  # noqa: S105 - the name of an event
+ACCOUNT_DELETED = "account.deleted"
+TOKEN_CREATED = "token.created"  # noqa: S105 - the name of an event
+USES_UNWRITTEN = "uses.unwritten"
+RECHECK_FAILED = "recheck.failed"
 
 
 _SAYS_NO_VALUE: Final = re.compile(

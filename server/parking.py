@@ -296,17 +296,17 @@ class Connection(asyncio.Protocol):
         found = repeats.read(data)
         if found is None or found[0] != again.request:
             return False
-        user = parking.sessions.recall(again.credential)
-        if user is None or user.user_id != again.question.user_id:
+        login = again.login
+        if parking.sessions.recall(login.key) is not login:
             return False
         try:
-            parking.rates.check_poll(user.user_id)
+            parking.rates.check_poll(again.question.user_id)
         except TooManyRequests:
             return False  # aiohttp's way counts it once more, and says so
         self._poll = parking.polling.park_at_once(again.question, found[1], self.answer)
         if self._poll is None:
             return False
-        self._trace = Trace(user, again.question.task_id)
+        self._trace = Trace(login.user, again.question.task_id)
         return True
 
     def _refuse(self) -> None:

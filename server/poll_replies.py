@@ -13,7 +13,7 @@ from typing import Final, Protocol, TypeAlias
 import orjson
 
 from server import wire
-from server.errors import Problem, TaskDeleted, TaskNotFound
+from server.errors import NotSignedIn, Problem, TaskDeleted, TaskNotFound
 from server.storage.tasks import Task
 from server.waiting.answers import Answer
 from server.waiting.waiters import Reason
@@ -171,13 +171,15 @@ def _retry_after_ms(reason: Reason) -> int:
 
 
 def missing(answer: Answer[Task]) -> Problem:
-    """Return what to tell of a task that isn't there: deleted while it was awaited, or never there for this user."""
+    """Return what to tell of a task that isn't there, or not for this user, or not any more."""
+    if answer.reason is Reason.REVOKED:
+        return NotSignedIn("The login ended while this request was held.")
     return TaskDeleted() if answer.deleted else TaskNotFound()
 
 
 def outcome(answer: Answer[Task]) -> str:
     """Return the name under which this answer is counted."""
-    if answer.snapshot is None:
+    if answer.snapshot is None and answer.reason is not Reason.REVOKED:
         return "deleted" if answer.deleted else "not_found"
     return answer.reason
 

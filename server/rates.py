@@ -23,7 +23,7 @@ class Rates:
         """
         self._enabled = settings.enabled
         self._limiter = limits.aio.strategies.MovingWindowRateLimiter(limits.aio.storage.MemoryStorage())
-        self._rules = {name: limits.parse(getattr(settings, name)) for name in ("login", "register", "create")}
+        self._rules = {name: limits.parse(getattr(settings, name)) for name in ("login", "register", "create", "token")}
         self._poll_rule = limits.parse(settings.poll)
         self._polls: dict[str, int] = {}
         self._polls_end = 0.0

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from server.storage.logins import Login
 from server.waiting.answers import Question
 
 _END: Final = b"\r\n\r\n"
@@ -27,7 +28,7 @@ class Again:
     """What must be known to answer the same poll again: what stands for its bytes, whose it was, what they asked."""
 
     request: bytes
-    credential: str
+    login: Login
     question: Question
 
 

@@ -11,7 +11,7 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
-from server.keys import STATIC_VERSION, TRACE
+from server.keys import COOKIE_SESSIONS, STATIC_VERSION, TRACE
 from server.poll_replies import JSON, compose_problem, headers_of, to_json
 
 MAX_TARGET: Final = 2048
@@ -50,7 +50,10 @@ async def page(
     """Reply with a page. What every page shows is added here and not by a context processor, which would cost each poll."""
     trace = request[TRACE]
     common = {"static_version": request.app[STATIC_VERSION], "request_id": trace.request_id, "user": trace.user}
-    return await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
+    response = await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
+    if status == 200:
+        request.app[COOKIE_SESSIONS].prolong_cookie(request, response)
+    return response
 
 
 async def standalone_page(app: web.Application, problem: Problem, request_id: str) -> web.Response:

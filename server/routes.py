@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server.handlers import docs, login, ops, pages, status, tasks, user
+from server.handlers import docs, login, ops, pages, status, tasks, tokens, user
 
 ROUTES = [
     web.get("/", pages.generate),
@@ -28,9 +28,9 @@ ROUTES = [
     web.post("/api/auth/login", login.log_in),
     web.post("/api/auth/logout", login.log_out),
     web.get("/api/auth/user", user.show),
-    web.get("/api/auth/tokens", login.list_tokens),
-    web.post("/api/auth/tokens", login.create_token),
-    web.delete("/api/auth/tokens/{token_id}", login.revoke_token),
+    web.get("/api/auth/tokens", tokens.listing),
+    web.post("/api/auth/tokens", tokens.create),
+    web.delete("/api/auth/tokens/{token_id}", tokens.revoke),
     web.get("/healthz", ops.healthz),
     web.get("/readyz", ops.readyz),
     web.get("/metrics", ops.exposition),

@@ -262,38 +262,97 @@ SELECT left(encode(sha256(convert_to(system_identifier::text || ' ' || oid::text
 SELECT left(encode(sha256(convert_to(current_database(), 'UTF8')), 'hex'), 8) AS id;
 
 -- name: create_session
-INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at)
-VALUES (%(secret_hash)s, %(user_id)s, %(expires_at)s)
+-- Of one user there are so many at most: the ones that have not been used for longest give way.
+DELETE FROM longpoll.sessions
+ WHERE secret_hash IN (SELECT secret_hash FROM longpoll.sessions WHERE user_id = %(user_id)s
+                        ORDER BY last_used_at DESC OFFSET %(most)s - 1);
+INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at, agent)
+VALUES (%(secret_hash)s, %(user_id)s, %(expires_at)s, %(agent)s)
 RETURNING user_id::text;
 
 -- name: find_credentials
 -- Sessions and tokens by the hashes of their secrets, in one read for many requests.
-SELECT encode(s.secret_hash, 'hex') AS secret_hash, s.user_id::text, a.email, s.expires_at
+SELECT encode(s.secret_hash, 'hex') AS secret_hash, s.user_id::text, a.email,
+       extract(epoch FROM s.expires_at)::double precision AS expires_at,
+       extract(epoch FROM s.last_used_at)::double precision AS last_used_at, false AS is_token, 'write' AS scope
   FROM longpoll.sessions AS s JOIN longpoll.accounts AS a USING (user_id)
  WHERE s.secret_hash = ANY (%(secret_hashes)s) AND s.expires_at > now()
 UNION ALL
-SELECT encode(t.secret_hash, 'hex'), t.user_id::text, a.email, NULL
+SELECT encode(t.secret_hash, 'hex'), t.user_id::text, a.email, extract(epoch FROM t.expires_at)::double precision,
+       extract(epoch FROM t.last_used_at)::double precision, true, t.scope
   FROM longpoll.tokens AS t JOIN longpoll.accounts AS a USING (user_id)
- WHERE t.secret_hash = ANY (%(secret_hashes)s);
+ WHERE t.secret_hash = ANY (%(secret_hashes)s) AND (t.expires_at IS NULL OR t.expires_at > now());
+
+-- name: note_uses
+-- Puts off the end of sessions and takes note of the use of tokens. Whatever somebody else is writing just now is left out.
+WITH sessions AS (
+  SELECT secret_hash FROM longpoll.sessions
+   WHERE secret_hash = ANY (%(secret_hashes)s) AND expires_at > now()
+     FOR UPDATE SKIP LOCKED
+), tokens AS (
+  SELECT secret_hash FROM longpoll.tokens WHERE secret_hash = ANY (%(secret_hashes)s) FOR UPDATE SKIP LOCKED
+), used_sessions AS (
+  UPDATE longpoll.sessions AS s
+     SET last_used_at = now(), expires_at = greatest(s.expires_at, now() + make_interval(secs => %(session_seconds)s))
+    FROM sessions WHERE s.secret_hash = sessions.secret_hash
+  RETURNING s.secret_hash, s.expires_at
+), used_tokens AS (
+  UPDATE longpoll.tokens AS t SET last_used_at = now()
+    FROM tokens WHERE t.secret_hash = tokens.secret_hash
+  RETURNING t.secret_hash, t.expires_at
+)
+SELECT encode(secret_hash, 'hex') AS secret_hash, extract(epoch FROM expires_at)::double precision AS expires_at
+  FROM (SELECT * FROM used_sessions UNION ALL SELECT * FROM used_tokens) AS used;
 
 -- name: revoke_session
 DELETE FROM longpoll.sessions WHERE secret_hash = %(secret_hash)s RETURNING user_id::text;
 
+-- name: list_sessions
+SELECT id::text, agent, created_at, last_used_at, expires_at, encode(secret_hash, 'hex') AS secret_hash
+  FROM longpoll.sessions
+ WHERE user_id = %(user_id)s AND expires_at > now()
+ ORDER BY last_used_at DESC, id
+ LIMIT 100;
+
+-- name: end_session
+DELETE FROM longpoll.sessions WHERE id::text = %(id)s AND user_id = %(user_id)s
+RETURNING encode(secret_hash, 'hex') AS secret_hash;
+
+-- name: end_sessions
+DELETE FROM longpoll.sessions WHERE user_id = %(user_id)s AND secret_hash <> %(but)s
+RETURNING encode(secret_hash, 'hex') AS secret_hash;
+
 -- name: expire_sessions
+DELETE FROM longpoll.tokens
+ WHERE secret_hash IN (SELECT secret_hash FROM longpoll.tokens WHERE expires_at < now() FOR UPDATE SKIP LOCKED);
 DELETE FROM longpoll.sessions
  WHERE secret_hash IN (SELECT secret_hash FROM longpoll.sessions WHERE expires_at < now() FOR UPDATE SKIP LOCKED)
 RETURNING user_id::text;
 
 -- name: create_token
-INSERT INTO longpoll.tokens (secret_hash, user_id, name)
-VALUES (%(secret_hash)s, %(user_id)s, %(name)s)
-RETURNING id::text, name, created_at;
+-- None at all if the user has as many as may be. The lock has those that are made at the same moment counted, too.
+SELECT FROM longpoll.accounts WHERE user_id = %(user_id)s FOR UPDATE;
+INSERT INTO longpoll.tokens (secret_hash, user_id, name, scope, expires_at)
+SELECT %(secret_hash)s, %(user_id)s, %(name)s, %(scope)s, %(expires_at)s::timestamptz
+ WHERE (SELECT count(*) FROM longpoll.tokens WHERE user_id = %(user_id)s) < %(most)s
+RETURNING id::text, name, scope, created_at, expires_at, last_used_at;
 
 -- name: list_tokens
-SELECT id::text, name, created_at FROM longpoll.tokens WHERE user_id = %(user_id)s ORDER BY created_at DESC LIMIT 100;
+-- One page, newest first, that begins behind the cursor.
+SELECT id::text, name, scope, created_at, expires_at, last_used_at
+  FROM longpoll.tokens
+ WHERE user_id = %(user_id)s
+   AND (%(before_time)s::timestamptz IS NULL
+        OR (created_at, id::text) < (%(before_time)s::timestamptz, %(before_id)s::text))
+ ORDER BY created_at DESC, id::text DESC
+ LIMIT %(limit)s;
 
 -- name: revoke_token
-DELETE FROM longpoll.tokens WHERE id::text = %(id)s AND user_id = %(user_id)s RETURNING id::text;
+DELETE FROM longpoll.tokens WHERE id::text = %(id)s AND user_id = %(user_id)s
+RETURNING encode(secret_hash, 'hex') AS secret_hash;
+
+-- name: delete_account
+SELECT longpoll.delete_account(%(user_id)s) AS task_id;
 
 
 -- The server about itself --------------------------------------------------------------------------------------------

@@ -43,11 +43,13 @@ def value_of(settings: Config, section: str, key: str) -> Any:
 
 def another_value(key: dataclasses.Field[Any]) -> tuple[str, Any]:
     """Return a legal value that isn't the default, as a text and as what it becomes."""
-    if key.name == "public_url":
-        return "https://x.example", "https://x.example"
+    special = {"public_url": "https://x.example", "trusted_proxies": "10.0.0.0/8, ::1"}
+    if key.name in special:
+        text = special[key.name]
+        return text, tuple(text.split(", ")) if key.name == "trusted_proxies" else text
     if str(key.type).startswith("tuple"):
         return "10.0.0.0, 10.0.0.1", ("10.0.0.0", "10.0.0.1")
-    if key.name in {"login", "register", "create", "poll"}:
+    if key.name in {"login", "register", "create", "guesses", "token", "poll"}:
         return "1 per second", "1 per second"
     if "choices" in key.metadata:
         choice = key.metadata["choices"][-1]

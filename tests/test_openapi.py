@@ -290,7 +290,7 @@ async def test_the_bounds_of_parameters_are_enforced(alice: Person, document: An
             [{"taskId": "TASK"}, {}, {"taskId": 1}, {"taskId": "TASK", "x": 1}, {"taskId": "a" * 65}],
         ),
         (
-            "TokenName",
+            "TokenOrder",
             "POST /api/auth/tokens",
             [{}, {"name": "x"}, {"name": "x" * 100}, {"name": "x" * 101}, {"name": ""}, {"name": 1}, {"nome": "x"}],
         ),

@@ -15,8 +15,11 @@ from server.errors import DatabaseUnavailable
 from server.metrics import Metrics
 from server.storage.database import Database
 from server.storage.listener import Listener
-from server.storage.sessions import OFFLINE_GRACE_SECONDS, TOKEN_PREFIX, UNPROVEN_SECONDS, Sessions
+from server.storage.logins import Scope
+from server.storage.sessions import MOST_SESSIONS, OFFLINE_GRACE_SECONDS, UNPROVEN_SECONDS, Sessions
+from server.storage.tokens import Tokens
 from server.storage.users import User
+from server.storage.uses import Uses
 from tests import rows
 from tests.conftest import Sql, until
 
@@ -35,7 +38,7 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def sessions(database: Database) -> Sessions:
     """Sessions whose revocations are heard."""
-    sessions = Sessions(database, days=1, cache_size=1000)
+    sessions = make(database)
     sessions.restored()
     return sessions
 
@@ -66,6 +69,16 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def make(database: Database, *, days: float = 1, cache_size: int = 1000) -> Sessions:
+    return Sessions(database, Uses(database, session_seconds=days * 86_400), days=days, cache_size=cache_size)
+
+
+async def who(sessions: Sessions, secret: str) -> User | None:
+    """Return whose secret this is."""
+    login = await sessions.find(secret)
+    return None if login is None else login.user
+
+
 def key_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
@@ -92,24 +105,24 @@ def gate(database: Database, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
 
 async def test_who_is_known_is_found_without_a_query(sessions: Sessions, database: Database, alice: User) -> None:
     secret = await sessions.create(alice)
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     before = database.statements
     for _ in range(100):
-        assert await sessions.find(secret) == alice
+        assert await who(sessions, secret) == alice
     assert database.statements == before
 
 
 async def test_a_thousand_finds_at_once_share_one_read(sessions: Sessions, database: Database, alice: User) -> None:
     secrets = [await sessions.create(alice) for _ in range(20)]
     before = database.statements
-    found = await asyncio.gather(*(sessions.find(secret) for secret in secrets * 50))
+    found = await asyncio.gather(*(who(sessions, secret) for secret in secrets * 50))
     assert found == [alice] * 1000
     assert database.statements == before + 1
 
 
 async def test_a_find_that_is_canceled_does_not_disturb_the_others(sessions: Sessions, alice: User) -> None:
     secret = await sessions.create(alice)
-    leaving, staying = (asyncio.create_task(sessions.find(secret)) for _ in range(2))
+    leaving, staying = (asyncio.create_task(who(sessions, secret)) for _ in range(2))
     await asyncio.sleep(0)
     leaving.cancel()
     assert await staying == alice
@@ -118,14 +131,14 @@ async def test_a_find_that_is_canceled_does_not_disturb_the_others(sessions: Ses
 
 @pytest.mark.parametrize("secret", ["", "unknown", "\udcff\udc80", "\ud800", "\x00", "ß" * 5000, "lp_unknown"])
 async def test_a_secret_that_nobody_has_finds_nobody(sessions: Sessions, secret: str) -> None:
-    assert await sessions.find(secret) is None
+    assert await who(sessions, secret) is None
     assert len(sessions) == 0
 
 
 async def test_the_secret_itself_is_kept_nowhere(sessions: Sessions, alice: User, sql: Sql) -> None:
     secret = await sessions.create(alice)
     assert sql("SELECT encode(secret_hash, 'hex') FROM longpoll.sessions") == [(key_of(secret),)]
-    await sessions.find(secret)
+    await who(sessions, secret)
     assert secret not in sessions._known
 
 
@@ -134,15 +147,15 @@ async def test_the_secret_itself_is_kept_nowhere(sessions: Sessions, alice: User
 
 async def test_a_revoked_session_is_gone_here_at_once(sessions: Sessions, alice: User) -> None:
     secret = await sessions.create(alice)
-    await sessions.find(secret)
+    await who(sessions, secret)
     await sessions.revoke(secret)
-    assert await sessions.find(secret) is None
+    assert await who(sessions, secret) is None
 
 
 async def test_a_row_deleted_by_sql_is_forgotten_by_every_process(
     dsn: str, database: Database, sessions: Sessions, alice: User, sql: Sql
 ) -> None:
-    others = [sessions, Sessions(database, days=1, cache_size=10)]
+    others = [sessions, make(database, cache_size=10)]
     listeners = [
         Listener(
             dsn,
@@ -160,17 +173,17 @@ async def test_a_row_deleted_by_sql_is_forgotten_by_every_process(
     for listener in listeners:
         await listener.until_healthy()
     secret, other = await sessions.create(alice), await sessions.create(alice)
-    token_secret, _ = await sessions.create_token(alice, "script")
+    token_secret, _ = await Tokens(database, sessions.forget).create(alice, "script", Scope.WRITE, None)
     for each in others:
         for known in (secret, other, token_secret):
-            assert await each.find(known) == alice
+            assert await who(each, known) == alice
     sql("DELETE FROM longpoll.sessions WHERE encode(secret_hash, 'hex') = %s", (key_of(secret),))
     sql("DELETE FROM longpoll.tokens")
     await until(lambda: [len(each) for each in others] == [1, 1])
     before = database.statements
-    assert await sessions.find(other) == alice
+    assert await who(sessions, other) == alice
     assert database.statements == before
-    assert [await each.find(secret) for each in others] == [None, None]
+    assert [await who(each, secret) for each in others] == [None, None]
     for task in running:
         task.cancel()
     await asyncio.wait(running)
@@ -187,7 +200,7 @@ async def test_a_revocation_that_comes_during_the_read_is_not_overwritten(
         sessions.forget(key_of(secret))
 
     gate.after = revoked
-    find = asyncio.create_task(sessions.find(secret))
+    find = asyncio.create_task(who(sessions, secret))
     if moment == "wanted":
         gate.after = None
         await asyncio.sleep(0)
@@ -205,26 +218,26 @@ async def test_a_find_while_the_session_is_being_revoked_does_not_bring_it_back(
 
     async def find_first(query: str, *arguments: Any, **parameters: Any) -> Any:
         if query == "revoke_session":
-            assert await sessions.find(secret) == alice
+            assert await who(sessions, secret) == alice
         return await real_fetch(query, *arguments, **parameters)
 
     monkeypatch.setattr(database, "fetch", find_first)
     await sessions.revoke(secret)
     assert len(sessions) == 0
-    assert await sessions.find(secret) is None
+    assert await who(sessions, secret) is None
 
 
 async def test_a_read_that_failed_leaves_no_trace(sessions: Sessions, alice: User, gate: SimpleNamespace) -> None:
     secret = await sessions.create(alice)
     gate.down = True
-    find = asyncio.create_task(sessions.find(secret))
+    find = asyncio.create_task(who(sessions, secret))
     await asyncio.sleep(0)
     sessions.forget(key_of(secret))
     with pytest.raises(DatabaseUnavailable):
         await find
     gate.down = False
     assert not sessions._revoked_meanwhile
-    assert await sessions.find(secret) == alice, "the row is still there"
+    assert await who(sessions, secret) == alice, "the row is still there"
 
 
 # Doubt ---------------------------------------------------------------------------------------------------------------
@@ -234,17 +247,17 @@ async def test_while_revocations_may_go_unheard_a_secret_is_looked_up_now_and_th
     sessions: Sessions, database: Database, alice: User, sql: Sql, clock: Clock
 ) -> None:
     secret = await sessions.create(alice)
-    await sessions.find(secret)
+    await who(sessions, secret)
     sessions.lost()
     before = database.statements
-    await sessions.find(secret)
+    await who(sessions, secret)
     assert database.statements == before, "read a moment ago"
     clock.ahead += UNPROVEN_SECONDS
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     assert database.statements == before + 1
     sql("DELETE FROM longpoll.sessions")
     clock.ahead += UNPROVEN_SECONDS
-    assert await sessions.find(secret) is None
+    assert await who(sessions, secret) is None
 
 
 async def test_what_was_known_before_is_read_again_when_revocations_are_heard_again(
@@ -252,14 +265,14 @@ async def test_what_was_known_before_is_read_again_when_revocations_are_heard_ag
 ) -> None:
     secret, revoked = await sessions.create(alice), await sessions.create(alice)
     for each in (secret, revoked):
-        await sessions.find(each)
+        await who(sessions, each)
     sessions.lost()
     sql("DELETE FROM longpoll.sessions WHERE encode(secret_hash, 'hex') = %s", (key_of(revoked),))
     sessions.restored()
-    assert await sessions.find(revoked) is None
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, revoked) is None
+    assert await who(sessions, secret) == alice
     before = database.statements
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     assert database.statements == before, "once is enough"
 
 
@@ -273,10 +286,10 @@ async def test_a_read_that_began_before_an_outage_proves_nothing(
         sessions.restored()
 
     gate.after = outage
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     gate.after = None
     before = database.statements
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     assert database.statements == before + 1
 
 
@@ -284,16 +297,16 @@ async def test_while_the_database_is_away_who_was_known_goes_on_for_a_while(
     sessions: Sessions, alice: User, gate: SimpleNamespace, clock: Clock
 ) -> None:
     secret = await sessions.create(alice)
-    await sessions.find(secret)
+    await who(sessions, secret)
     sessions.lost()
     gate.down = True
     clock.ahead += OFFLINE_GRACE_SECONDS - 1
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     with pytest.raises(DatabaseUnavailable):
-        await sessions.find("a stranger's")
+        await who(sessions, "a stranger's")
     clock.ahead += 2
     with pytest.raises(DatabaseUnavailable):
-        await sessions.find(secret)
+        await who(sessions, secret)
 
 
 # Bounds --------------------------------------------------------------------------------------------------------------
@@ -301,52 +314,63 @@ async def test_while_the_database_is_away_who_was_known_goes_on_for_a_while(
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_a_session_ends_with_its_time(
-    database: Database, alice: User, gate: SimpleNamespace, clock: Clock, *, away: bool
+    database: Database, alice: User, gate: SimpleNamespace, clock: Clock, sql: Sql, *, away: bool
 ) -> None:
     """Whether it is found in memory, or the database is away and it may go on for a while."""
-    sessions = Sessions(database, days=60 / 86_400, cache_size=10)
+    sessions = make(database, days=60 / 86_400)
     sessions.restored()
     assert sessions.max_age == 60
     secret = await sessions.create(alice)
-    assert await sessions.find(secret) == alice
+    assert await who(sessions, secret) == alice
     if away:
         sessions.lost()
         gate.down = True
+    sql("UPDATE longpoll.sessions SET expires_at = now()")
     clock.ahead += 61
-    assert await sessions.find(secret) is None
+    assert await who(sessions, secret) is None
+
+
+async def test_a_session_whose_end_another_process_has_put_off_goes_on(
+    sessions: Sessions, alice: User, sql: Sql, clock: Clock
+) -> None:
+    secret = await sessions.create(alice)
+    assert await who(sessions, secret) == alice
+    sql("UPDATE longpoll.sessions SET expires_at = expires_at + interval '1 day'")
+    clock.ahead += 86_401
+    assert await who(sessions, secret) == alice
+
+
+async def test_of_one_user_only_so_many_sessions_last(sessions: Sessions, alice: User, sql: Sql) -> None:
+    """Whoever logs in from a script each time can't fill the table."""
+    bob = User(rows.add_user(sql, "bob"), "bob@example.org")
+    others = await sessions.create(bob)
+    first = await sessions.create(alice)
+    sql(
+        "INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at)"
+        " SELECT sha256(number::text::bytea), %s, now() + interval '1 day' FROM generate_series(1, %s) AS number",
+        (alice.user_id, MOST_SESSIONS - 1),
+    )
+    sql("UPDATE longpoll.sessions SET last_used_at = now() - interval '1 day' WHERE agent = ''")
+    sql(
+        "UPDATE longpoll.sessions SET last_used_at = now() - interval '2 days' WHERE encode(secret_hash, 'hex') = %s",
+        (key_of(first),),
+    )
+    newest = await sessions.create(alice)
+    assert [await who(sessions, secret) for secret in (first, newest, others)] == [None, alice, bob]
+    assert len(await sessions.list(alice)) == MOST_SESSIONS
 
 
 async def test_an_expired_row_finds_nobody(sessions: Sessions, alice: User, sql: Sql) -> None:
     secret = await sessions.create(alice)
     sql("UPDATE longpoll.sessions SET expires_at = now() - interval '1 second'")
-    assert await sessions.find(secret) is None
+    assert await who(sessions, secret) is None
 
 
 async def test_no_more_is_remembered_than_the_cache_holds(database: Database, alice: User) -> None:
-    sessions = Sessions(database, days=1, cache_size=3)
+    sessions = make(database, cache_size=3)
     sessions.restored()
     secrets = [await sessions.create(alice) for _ in range(5)]
     for secret in secrets:
-        assert await sessions.find(secret) == alice
+        assert await who(sessions, secret) == alice
     assert len(sessions) == 3
     assert set(sessions._known) == {key_of(secret) for secret in secrets[2:]}
-
-
-# Tokens --------------------------------------------------------------------------------------------------------------
-
-
-async def test_a_token_is_listed_by_name_found_by_secret_and_revoked_by_its_owner(
-    sessions: Sessions, alice: User, sql: Sql
-) -> None:
-    bob = User(rows.add_user(sql, "bob"), "bob@example.org")
-    secret, token = await sessions.create_token(alice, "script")
-    assert secret.startswith(TOKEN_PREFIX)
-    assert await sessions.find(secret) == alice
-    assert await sessions.list_tokens(alice) == [token]
-    assert await sessions.list_tokens(bob) == []
-    assert not await sessions.revoke_token(bob, token.id)
-    assert not await sessions.revoke_token(alice, "not-an-id")
-    assert await sessions.revoke_token(alice, token.id)
-    assert await sessions.list_tokens(alice) == []
-    sessions.forget(key_of(secret))  # as the notification does
-    assert await sessions.find(secret) is None

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from server.storage.database import Database
-from server.storage.sessions import Sessions
+from server.storage.logins import Scope
 from server.storage.tasks import OwnTasks
+from server.storage.tokens import Tokens
 from server.storage.users import User
 
 # An address that can't exist (RFC 2606), of an account whose password hash fits no password.
@@ -27,11 +28,11 @@ async def waiting_task(database: Database) -> AsyncIterator[tuple[str, str]]:
     """Give the id of a task and a token of its owner. Both are gone afterwards, the doctor's account remains."""
     user = await database.fetch_one("find_or_make_account", User, email=_EMAIL)
     assert user is not None
-    sessions, task_id = Sessions(database, days=1, cache_size=1), f"doctor-{secrets.token_hex(8)}"
-    secret, token = await sessions.create_token(user, "doctor")
+    tokens, task_id = Tokens(database, lambda _key: None), f"doctor-{secrets.token_hex(8)}"
+    secret, token = await tokens.create(user, "doctor", Scope.READ, None)
     try:
         await database.fetch("create_waiting_task", _Id, user=user.user_id, user_id=user.user_id, task_id=task_id)
         yield task_id, secret
     finally:
         await OwnTasks(database).delete(user.user_id, task_id)
-        await sessions.revoke_token(user, token.id)
+        await tokens.revoke(user, token.id)

@@ -1,4 +1,4 @@
-"""Accounts: register, log in, log out, and bearer tokens for scripts. Forms and JSON alike."""
+"""Register, log in, log out. Forms and JSON alike."""
 
 from __future__ import annotations
 
@@ -11,21 +11,17 @@ from aiohttp_session import get_session, new_session
 
 from server import logs
 from server.cookies import EMAIL, USER_ID
-from server.errors import BadRequest, NotFound, Problem
+from server.errors import BadRequest, Problem
 from server.handlers import parameters
-from server.identity import signed_in_user
-from server.keys import SESSIONS, TRACE, USERS
+from server.keys import TRACE, USERS
 from server.replies import MAX_TARGET, json_reply, page, wants_page
-from server.storage.sessions import Token
 from server.storage.users import User
 
 MIN_PASSWORD: Final = 8
 MAX_PASSWORD: Final = 1024
 MAX_EMAIL: Final = 254
-MAX_TOKEN_NAME: Final = 100
 _AS_IT_IS: Final = "%/?#[]@!$&'()*+,;=:"  # what has a meaning in a URL, or is percent-encoded already
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f.]+\Z")
-_TOKEN_ID: Final = re.compile(r"[0-9a-f-]{36}\Z")
 _FIELDS: Final = frozenset({"email", "password", "next"})
 
 
@@ -102,36 +98,3 @@ def safe_target(target: str | None) -> str:
         return "/"
     encoded = quote(target, safe=_AS_IT_IS, errors="replace")
     return encoded if len(encoded) <= MAX_TARGET else "/"
-
-
-# Bearer tokens -------------------------------------------------------------------------------------------------------
-
-
-async def create_token(request: web.Request) -> web.Response:
-    """Make a token; its secret is in this reply and nowhere else."""
-    user = await signed_in_user(request)
-    body = await parameters.json_object(request, known=frozenset({"name"}))
-    name = body.get("name", "script")
-    if not isinstance(name, str) or not 1 <= len(name.strip()) <= MAX_TOKEN_NAME or "\0" in name:
-        raise BadRequest(f"name must be a text of 1 to {MAX_TOKEN_NAME} characters.")
-    secret, token = await request.app[SESSIONS].create_token(user, name.strip())
-    return json_reply({"token": secret, **_describe(token)}, status=201)
-
-
-async def list_tokens(request: web.Request) -> web.Response:
-    """List the user's tokens, without their secrets."""
-    user = await signed_in_user(request)
-    return json_reply({"items": [_describe(token) for token in await request.app[SESSIONS].list_tokens(user)]})
-
-
-async def revoke_token(request: web.Request) -> web.Response:
-    """End a token."""
-    user = await signed_in_user(request)
-    token_id = request.match_info["token_id"]
-    if not _TOKEN_ID.match(token_id) or not await request.app[SESSIONS].revoke_token(user, token_id):
-        raise NotFound("You have no such token.")
-    return web.Response(status=204)
-
-
-def _describe(token: Token) -> dict[str, object]:
-    return {"id": token.id, "name": token.name, "createdAt": token.created_at}

@@ -11,17 +11,19 @@ import orjson
 from aiohttp import web
 
 from server import repeats
-from server.errors import BadRequest, TaskIdRequired
+from server.errors import BadRequest, NotSignedIn, TaskIdRequired
 from server.handlers import parameters
-from server.identity import credential, signed_in_user
+from server.identity import signed_in
 from server.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATES, TRACE
 from server.observing import CLIENT_GONE
 from server.parking import CONNECTION, PARKED
 from server.poll_replies import PLAIN, Manner, StateReply, describe_poll, missing, news, outcome
 from server.replies import json_reply
+from server.storage.logins import Login
 from server.storage.tasks import Task
 from server.waiting.answers import Answer, Question, Until
 from server.waiting.batches import BatchQuestion
+from server.waiting.waiters import Reason
 from server.whole_reply import poll_reply
 from server.wire import REQUEST_ID
 
@@ -34,10 +36,11 @@ _ENTITY_TAG: Final = re.compile(r'(?:W/)?"([A-Za-z0-9_-]{1,64})\.([0-9]{1,19})"'
 async def status(request: web.Request) -> web.StreamResponse:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
     try:  # with few variables: they are kept for as long as the poll is held
-        question, manner = read_question(request, await _poller(request))
+        login = await _poller(request)
+        question, manner = read_question(request, login)
         request[TRACE].task_id = question.task_id
         if request.app[PARKING].admits(request):
-            answer, held_seconds = await _answer_or_park(request, question, manner), 0.0
+            answer, held_seconds = await _answer_or_park(request, login, question, manner), 0.0
         else:
             answer, held_seconds = await request.app[POLLING].answer(question)
     except asyncio.CancelledError:
@@ -52,31 +55,31 @@ async def status(request: web.Request) -> web.StreamResponse:
     return poll_reply(request, reply, held_seconds, request[TRACE].request_id)
 
 
-async def _poller(request: web.Request) -> str:
-    user = await signed_in_user(request)
-    request.app[RATES].check_poll(user.user_id)
-    return user.user_id
+async def _poller(request: web.Request) -> Login:
+    login = await signed_in(request)
+    request.app[RATES].check_poll(login.user.user_id)
+    return login
 
 
-async def _answer_or_park(request: web.Request, question: Question, manner: Manner) -> Answer[Task] | None:
+async def _answer_or_park(
+    request: web.Request, login: Login, question: Question, manner: Manner
+) -> Answer[Task] | None:
     """Return the answer, or None if the request's connection is parked until there is one."""
     connection = request.app[PARKING].connection(request)
     found = await request.app[POLLING].answer_or_park(question, connection.answer)
     if isinstance(found, Answer):
         return found
-    connection.hold(found, request[TRACE], manner, _again(request, question))
+    connection.hold(found, request[TRACE], manner, _again(request, login, question))
     request[CONNECTION] = connection
     return None
 
 
-def _again(request: web.Request, question: Question) -> repeats.Again | None:
+def _again(request: web.Request, login: Login, question: Question) -> repeats.Again | None:
     """Return how to know this poll when it comes again, if it is one that can be known."""
-    found, secret_key = repeats.read(request.app[PARKING].bytes_of(request)), credential(request)
-    if found is None or secret_key is None or found[1] != question.version:
-        return None
     if request.headers.get(REQUEST_ID) == request[TRACE].request_id:
         return None  # each time it comes with an id of its own, which only the whole way reads
-    return repeats.Again(found[0], secret_key, question)
+    found = repeats.read(request.app[PARKING].bytes_of(request))
+    return repeats.Again(found[0], login, question) if found is not None and found[1] == question.version else None
 
 
 async def batch(request: web.Request) -> web.Response:
@@ -88,6 +91,8 @@ async def batch(request: web.Request) -> web.Response:
         _note_who_left(request)
         raise
     request[TRACE].held = answer.reason, answer.held_seconds, answer.prompt
+    if answer.reason is Reason.REVOKED:
+        raise NotSignedIn("The login ended while this request was held.")
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
@@ -105,7 +110,7 @@ def _note_who_left(request: web.Request) -> None:
     trace.held = CLIENT_GONE, time.perf_counter() - trace.started, ()
 
 
-def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]:
+def read_question(request: web.Request, login: Login) -> tuple[Question, Manner]:
     """Read what the client asks from the query and the headers; the query wins.
 
     Raises:
@@ -119,11 +124,11 @@ def read_question(request: web.Request, user_id: str) -> tuple[Question, Manner]
     version = parameters.version(query["version"]) if "version" in query else tagged
     seconds = preferred if preferred is not None else _wait(request)
     until = parameters.until(query.get("until"), Until.CHANGE)
-    question = Question(task_id, user_id, version, seconds, until, _client(request))
+    question = Question(task_id, login.user.user_id, version, seconds, until, _client(request), login)
     return question, PLAIN if preferred is None and tagged is None else Manner(preferred, tagged)
 
 
-def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
+def read_batch_question(request: web.Request, login: Login) -> BatchQuestion:
     """Read the tasks and versions from ``task=ID:VERSION``, of which there are 1 to 50; no version means 0.
 
     Raises:
@@ -143,7 +148,9 @@ def read_batch_question(request: web.Request, user_id: str) -> BatchQuestion:
     impossible = [task_id for task_id in versions if not parameters.is_possible_task_id(task_id)]
     possible = {task_id: version for task_id, version in versions.items() if task_id not in impossible}
     gather = parameters.seconds(request.query.get("gather", "0"), LONGEST_GATHER_SECONDS, name="gather")
-    return BatchQuestion(possible, user_id, _wait(request), _client(request), gather, impossible)
+    return BatchQuestion(
+        possible, login.user.user_id, _wait(request), _client(request), gather, impossible, credential=login
+    )
 
 
 def _wait(request: web.Request) -> float:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import datetime as dt
 from typing import Final
 
 import orjson
 from aiohttp import web
 
-from server.errors import BadRequest, Problem, TaskDeleted, TaskNotFound
+from server.errors import BadRequest, TaskNotFound
 from server.generation.picture import media_type, suffix
 from server.generation.worker import result_name
-from server.handlers import orders, parameters
-from server.identity import signed_in_user
+from server.handlers import orders, paging, parameters
+from server.identity import signed_in, signed_in_user
 from server.keys import BOARD, CONFIG, IMAGES, POLLING, TASKS, TRACE
+from server.poll_replies import missing
 from server.replies import json_reply
+from server.storage.logins import Login
 from server.storage.tasks import STATUSES, Task
 from server.waiting.answers import Question, Until
 
@@ -34,25 +33,24 @@ async def create_advanced(request: web.Request) -> web.Response:
 
 
 async def _create(request: web.Request, kind: str) -> web.Response:
-    user = await signed_in_user(request)
+    login = await signed_in(request)
     key = orders.idempotency_key(request)
     parameters.until(request.query.get("until"), Until.TERMINAL)  # refused before anything is made
     order = await orders.read_order(request, kind)
-    return await _reply_created(request, await orders.place(request, user, order, key))
+    return await _reply_created(request, login, await orders.place(request, login.user, order, key))
 
 
 async def create_again(request: web.Request) -> web.Response:
     """Take the order of an earlier task once more: its prompt, seed, size, kind and reference image."""
-    user = await signed_in_user(request)
+    login = await signed_in(request)
     key = orders.idempotency_key(request)
     parameters.until(request.query.get("until"), Until.TERMINAL)
-    order = await orders.read_earlier(request, user, parameters.task_id(request.match_info["task_id"]))
-    return await _reply_created(request, await orders.place(request, user, order, key))
+    order = await orders.read_earlier(request, login.user, parameters.task_id(request.match_info["task_id"]))
+    return await _reply_created(request, login, await orders.place(request, login.user, order, key))
 
 
-async def _reply_created(request: web.Request, made: Task | str) -> web.Response:
-    user, polling = request[TRACE].user, request.app[CONFIG].polling
-    assert user is not None
+async def _reply_created(request: web.Request, login: Login, made: Task | str) -> web.Response:
+    polling = request.app[CONFIG].polling
     task, task_id = (made, made.task_id) if isinstance(made, Task) else (None, made)
     request[TRACE].task_id = task_id
     status_url = f"/api/generate/status?taskId={task_id}"
@@ -62,12 +60,12 @@ async def _reply_created(request: web.Request, made: Task | str) -> web.Response
         until = parameters.until(request.query.get("until"), Until.TERMINAL)
         # The first version is what the client knows anyway: anything after it has begun is news.
         version = None if until is Until.TERMINAL else 1
-        question = Question(task_id, user.user_id, version, wait or 0, until)
+        question = Question(task_id, login.user.user_id, version, wait or 0, until, credential=login)
         answer, held_seconds = await request.app[POLLING].answer(question)
         request[TRACE].held = None, held_seconds, ()
         task = answer.snapshot
         if task is None:
-            raise TaskDeleted if answer.deleted else TaskNotFound
+            raise missing(answer)
     if not isinstance(made, Task):
         headers["Idempotent-Replayed"] = "true"
     if wait is not None:
@@ -129,18 +127,15 @@ async def listing(request: web.Request) -> web.Response:
 async def read_page(request: web.Request, user_id: str) -> tuple[list[Task], str | None]:
     """Return the page that the query asks for (`limit`, `cursor`, `status`) and the cursor of the next one."""
     query = request.query
-    limit = query.get("limit", "20")
-    if not (limit.isascii() and limit.isdigit() and len(limit) <= 3 and 1 <= int(limit) <= 100):
-        raise BadRequest("limit must be a whole number from 1 to 100.")
+    count = paging.limit(request)
     status = query.get("status") or None
     if status in {None, "all"}:
         status = None
     elif status not in STATUSES:
         raise BadRequest(f"status must be one of: {', '.join(STATUSES)}.")
-    count = int(limit)
-    before = _read_cursor(query["cursor"]) if query.get("cursor") else None
+    before = paging.before(request)
     tasks = await request.app[TASKS].list(user_id, limit=count + 1, status=status, before=before)
-    cursor = _cursor(tasks[count - 1]) if len(tasks) > count else None
+    cursor = paging.cursor(tasks[count - 1].created_at, tasks[count - 1].task_id) if len(tasks) > count else None
     return tasks[:count], cursor
 
 
@@ -178,20 +173,3 @@ async def _read_own(request: web.Request, task_id: str, *, just_written: bool = 
     if answer.snapshot is None:
         raise TaskNotFound
     return answer.snapshot
-
-
-def _cursor(task: Task) -> str:
-    created = str(task.created_at.isoformat())
-    return base64.urlsafe_b64encode(f"{created} {task.task_id}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(value: str) -> tuple[dt.datetime, str]:
-    try:
-        text = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode("ascii")
-        created, _, task_id = text.partition(" ")
-        moment = dt.datetime.fromisoformat(created)
-        if moment.tzinfo is None:
-            raise ValueError(created)  # noqa: TRY301 - one sentence for whatever is wrong with it
-        return moment.astimezone(dt.UTC), parameters.task_id(task_id)
-    except (ValueError, OverflowError, binascii.Error, Problem):
-        raise BadRequest("cursor must be the nextCursor of an earlier page.") from None

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from server.errors import AddressTaken, NotFound, PayloadTooLarge, UnsupportedMedia, WrongCredentials
+from server.errors import (
+    AddressTaken,
+    NotFound,
+    PayloadTooLarge,
+    SessionRequired,
+    TooManyTokens,
+    UnsupportedMedia,
+    WrongCredentials,
+)
 from server.openapi.parts import HTML, Json, body, operation, parameters, redirect, reply, schema
 from server.poll_replies import JSON
+from server.storage.tokens import MOST_TOKENS
 
 _TAG = "Accounts"
 _FORM = "application/x-www-form-urlencoded"
@@ -97,9 +106,10 @@ def _list_tokens() -> Json:
     return operation(
         "listTokens",
         "List your tokens",
-        "Without their secrets.",
+        "Without their secrets, the newest first.",
         tag=_TAG,
-        replies={"200": reply("At most 100, the newest first", schema("Tokens")), "303": _to_login()},
+        takes=parameters("limit", "cursor"),
+        replies={"200": reply("A page of them", schema("TokenPage")), "303": _to_login()},
         html=True,
     )
 
@@ -108,12 +118,14 @@ def _create_token() -> Json:
     return operation(
         "createToken",
         "Make a token for a script",
-        "It is sent as `Authorization: Bearer …` and may do what you may, until it is revoked.",
+        "It is sent as `Authorization: Bearer …`. What concerns the account itself, and making tokens, takes a login: a"
+        f" token that leaks makes no others. You may have {MOST_TOKENS} at a time.",
         tag=_TAG,
-        body=body({JSON: schema("TokenName")}, "What you will call it."),
+        body=body({JSON: schema("TokenOrder")}, "What you will call it, what it may do, and for how long."),
         replies={"201": reply("Its secret is in this answer and nowhere else", schema("NewToken"))},
-        refused=[PayloadTooLarge, UnsupportedMedia],
+        refused=[PayloadTooLarge, UnsupportedMedia, SessionRequired, TooManyTokens],
         changes=True,
+        counted=True,
         html=True,
     )
 

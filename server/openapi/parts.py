@@ -15,6 +15,7 @@ from server.errors import (
     NotSignedIn,
     OtherUser,
     Problem,
+    ScopeTooNarrow,
     TooManyRequests,
     Unavailable,
     UriTooLong,
@@ -67,7 +68,7 @@ def reply(
 
 def page(description: str) -> Json:
     """Describe a reply that is a page for people."""
-    return reply(description, {"type": "string"}, media=HTML)
+    return reply(description, {"type": "string"}, media=HTML, headers=["Set-Cookie"])
 
 
 def redirect(description: str, *, headers: Sequence[str] = ()) -> Json:
@@ -128,6 +129,7 @@ def operation(
         *refused,
         *([] if public else [NotSignedIn, OtherUser]),
         *([CrossOrigin] if changes else []),
+        *([ScopeTooNarrow] if changes and not public else []),
         *([TooManyRequests] if counted else []),
         Unavailable,
     ]

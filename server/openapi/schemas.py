@@ -7,10 +7,12 @@ from typing import Final
 
 from server.errors import Problem
 from server.generation.generator import DEFAULT_SIZE, SIZES
-from server.handlers.login import MAX_EMAIL, MAX_PASSWORD, MAX_TOKEN_NAME, MIN_PASSWORD
+from server.handlers.login import MAX_EMAIL, MAX_PASSWORD, MIN_PASSWORD
 from server.handlers.orders import MAX_PROMPT, MAX_SEED
+from server.handlers.tokens import DEFAULT_DAYS, LONGEST_DAYS, MAX_TOKEN_NAME
 from server.openapi.parts import Json, schema
 from server.poll_replies import LONGEST_RETRY_AFTER_MS
+from server.storage.logins import Scope
 from server.storage.tasks import STATUSES
 from server.waiting.waiters import Reason
 
@@ -23,6 +25,7 @@ _PROMPT: Final = (
     " Without NUL."
 )
 _MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
+_SCOPES: Final = "`read`: GET and HEAD only; `write`: everything that concerns your tasks."
 
 
 def schemas() -> Json:
@@ -44,13 +47,10 @@ def schemas() -> Json:
         "Cancel": _object({"taskId": schema("TaskId")}),
         "Credentials": _credentials(),
         "Account": _object({"user": _object({"id": {"type": "string", "format": "uuid"}, "email": _TEXT})}),
-        "TokenName": _object(
-            {"name": {"type": "string", "minLength": 1, "maxLength": MAX_TOKEN_NAME, "default": "script"}},
-            optional=["name"],
-        ),
+        "TokenOrder": _token_order(),
         "Token": _object(_token()),
         "NewToken": _object({"token": _said(_TEXT, "The secret: shown this once."), **_token()}),
-        "Tokens": _object({"items": _list(schema("Token"))}),
+        "TokenPage": _object({"items": _list(schema("Token")), "nextCursor": _or_null(_TEXT)}),
         "Problem": _problem(),
         "Health": _object({"status": {"enum": ["ok", "failing"]}, "dead": _list(_TEXT)}),
         "Checks": _object({"listener": _FLAG, "background": _FLAG, "pictures": _FLAG, "accepting": _FLAG}),
@@ -115,7 +115,7 @@ def _poll() -> Json:
         " asked again."
     )
     return {
-        "reason": {"enum": list(Reason), "description": reasons},
+        "reason": {"enum": [reason for reason in Reason if reason is not Reason.REVOKED], "description": reasons},
         "changed": _said(_FLAG, "Whether anything differs from the version you named."),
         "waitedMs": _said(_COUNT, "How long the request was held."),
         "next": {"enum": ["again", "stop"], "description": "`stop`: there is nothing more to come."},
@@ -195,8 +195,30 @@ def _credentials() -> Json:
     )
 
 
+def _token_order() -> Json:
+    days: Json = {
+        "type": ["integer", "null"], "minimum": 1, "maximum": LONGEST_DAYS, "default": DEFAULT_DAYS,
+        "description": "After so many days it opens nothing any more; null: it has no end.",
+    }  # fmt: skip
+    return _object(
+        {
+            "name": {"type": "string", "minLength": 1, "maxLength": MAX_TOKEN_NAME, "default": "script"},
+            "scope": {"enum": list(Scope), "default": Scope.WRITE, "description": _SCOPES},
+            "expiresInDays": days,
+        },
+        optional=["name", "scope", "expiresInDays"],
+    )
+
+
 def _token() -> Json:
-    return {"id": {"type": "string", "format": "uuid"}, "name": _TEXT, "createdAt": _MOMENT}
+    return {
+        "id": {"type": "string", "format": "uuid"},
+        "name": _TEXT,
+        "scope": {"enum": list(Scope), "description": _SCOPES},
+        "createdAt": _MOMENT,
+        "expiresAt": _said(_or_null(_MOMENT), "null: it has no end."),
+        "lastUsedAt": _said(_or_null(_MOMENT), "Give or take an hour; null: not yet."),
+    }
 
 
 def problem_types(root: type[Problem] = Problem) -> list[type[Problem]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-from server.waiting.waiters import Reason
+from server.waiting.waiters import Credential, Reason
 from server.waiting.watched import Snapshot
 
 S = TypeVar("S", bound=Snapshot)
@@ -22,7 +22,10 @@ class Until(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a client asks: the task, the version it has seen (None: whatever holds on arrival), how long it waits."""
+    """What a client asks: the task, the version it has seen (None: whatever holds on arrival), how long it waits.
+
+    `credential`: what it came with; with that the waiting ends.
+    """
 
     task_id: str
     user_id: str
@@ -30,6 +33,7 @@ class Question:
     seconds: float = 0.0
     until: Until = Until.CHANGE
     client: str | None = None
+    credential: Credential | None = None
 
     @property
     def client_key(self) -> tuple[str, str, str] | None:
@@ -39,7 +43,7 @@ class Question:
 
 @dataclass(slots=True)
 class Answer(Generic[S]):
-    """The state that ends a poll, and why it ended. Snapshot None: there is no such task for this user.
+    """The state that ends a poll, and why it ended. Snapshot None: there is no such task for this user, or it is revoked.
 
     `deleted`: there was one when the poll began. All who have waited for the same may get the same answer, so it says
     nothing of how long anybody was held.
@@ -56,6 +60,8 @@ def conclude(until: Until, seen: S, latest: S | None, reason: Reason | None) -> 
 
     None: there is nothing to tell yet.
     """
+    if reason is Reason.REVOKED:
+        return Answer(None, Reason.REVOKED)
     if latest is None or latest.user_id != seen.user_id:
         return Answer(None, Reason.CHANGE, changed=True, deleted=True)
     if latest.version < seen.version:

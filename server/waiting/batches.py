@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from server.waiting.board import Board
-from server.waiting.waiters import Reason, Waiters
+from server.waiting.waiters import Credential, Reason, Waiters
 from server.waiting.watched import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
@@ -25,7 +25,7 @@ class BatchQuestion:
     """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ.
 
     `gather`: mere progress is told no sooner than so many seconds after the poll began. `impossible`: ids that no task
-    can have; they are told as not found, and never read.
+    can have; they are told as not found, and never read. `credential`: as in `Question`.
     """
 
     versions: Mapping[str, int]
@@ -34,6 +34,7 @@ class BatchQuestion:
     client: str | None = None
     gather: float = 0.0
     impossible: Sequence[str] = ()
+    credential: Credential | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ class BatchPolling(Generic[S]):
                 await self._board.refresh(ahead, anew=True)
             reason = self._reason_not_to_wait(question, tasks, arrival)
             if reason is not None:
-                return _answer(question, tasks, reason)
+                return _answer(question, () if reason is Reason.REVOKED else tasks, reason)
             return await self._wait(question, tasks, arrival)
 
     async def _refresh(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> None:
@@ -100,6 +101,8 @@ class BatchPolling(Generic[S]):
             await self._board.refresh(tasks, anew=bool(foreign))
 
     def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> Reason | None:
+        if self._waiters.is_revoked(question.credential):
+            return Reason.REVOKED
         if any(_is_ahead(question, each) for each in tasks):
             return Reason.RESET
         if _is_urgent(question, tasks) or question.seconds <= 0:
@@ -113,12 +116,14 @@ class BatchPolling(Generic[S]):
     async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> BatchAnswer[S]:
         started = self._clock()
         seconds = question.seconds - self._chance() * min(self._jitter_seconds, question.seconds / 10)
-        with self._waiters.hold(question.user_id, _client(question), seconds, arrival) as hold:
+        with self._waiters.hold(question.user_id, _client(question), seconds, arrival, question.credential) as hold:
             while not _is_news(question, tasks):
                 with _following(tasks) as event:
                     await event.wait()
             await self._gather(question, tasks, started + question.gather)
         held = self._clock() - started
+        if hold.reason is Reason.REVOKED:
+            return _answer(question, (), Reason.REVOKED, held)
         reason = Reason.CHANGE if _is_news(question, tasks) else hold.reason or Reason.TIMEOUT
         if any(_is_ahead(question, each) for each in tasks):
             reason = Reason.RESET

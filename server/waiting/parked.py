@@ -40,7 +40,7 @@ class ParkedPoll(Hold, Generic[S]):
         tell: Tell[S],
     ) -> None:
         """Make it; `seen` is what the watched task is now."""
-        super().__init__(question.user_id, question.client_key, arrival)
+        super().__init__(question.user_id, question.client_key, arrival, question.credential)
         self._parked = parked
         self.until = question.until
         self.watched = watched

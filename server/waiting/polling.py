@@ -52,7 +52,9 @@ class Polling(Generic[S]):
             if isinstance(seen, Answer):
                 return seen, 0.0
             started, seconds = self._clock(), self._jittered(question.seconds)
-            with self.waiters.hold(question.user_id, question.client_key, seconds, arrival) as hold:
+            with self.waiters.hold(
+                question.user_id, question.client_key, seconds, arrival, question.credential
+            ) as hold:
                 while conclude(question.until, seen, watched.snapshot, None) is None:
                     await watched.event.wait()
             answer = conclude(question.until, seen, watched.snapshot, hold.reason or Reason.TIMEOUT)
@@ -100,9 +102,13 @@ class Polling(Generic[S]):
         reason = self._reason_not_to_wait(question, question.version, snapshot, arrival)
         if reason is None:
             return snapshot
+        if reason is Reason.REVOKED:
+            return Answer(None, reason)
         return Answer(snapshot, reason, question.version is not None and snapshot.version != question.version)
 
     def _reason_not_to_wait(self, question: Question, version: int | None, snapshot: S, arrival: int) -> Reason | None:
+        if self.waiters.is_revoked(question.credential):
+            return Reason.REVOKED
         if version is not None and version != snapshot.version:
             return Reason.RESET if version > snapshot.version else Reason.IMMEDIATE
         if snapshot.terminal or question.seconds <= 0:

@@ -2,7 +2,7 @@
 
 A hold ends in one of two ways. Its task changes: then the task's Event is set, and nothing here takes part. Or
 somebody has another reason to end this one poll: its time is over, the process stops, the same client polls again,
-the user holds too many.
+the user holds too many, the credential that it came with is revoked or expires.
 """
 
 from __future__ import annotations
@@ -11,12 +11,17 @@ import abc
 import asyncio
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import Final, Protocol, Self
 
-from server.waiting.deadlines import Deadlines
+from server.waiting.deadlines import GRAIN_SECONDS, Deadlines
+
+# A poll that was let in before a revocation may still be reading what it waits for; no read takes as long as this.
+_REMEMBERED_SECONDS: Final = 60.0
+_MOST_REMEMBERED: Final = 100_000
 
 
 class Reason(StrEnum):
@@ -29,16 +34,32 @@ class Reason(StrEnum):
     DRAIN = "drain"
     DEGRADED = "degraded"
     SUPERSEDED = "superseded"
+    REVOKED = "revoked"  # answered without the state: whoever asked isn't signed in any more
+
+
+class Credential(Protocol):
+    """What a poll came with: a session or a token. All polls that came with the same one share one object."""
+
+    @property
+    def key(self) -> str:
+        """Names it without being the secret."""
+
+    @property
+    def expires_at(self) -> float:
+        """When it ends by itself, in seconds since 1970; infinity if it doesn't. It may be put off meanwhile."""
 
 
 class Hold(abc.ABC):
     """One poll that waits: whose it is, and why it ended, if somebody has ended it. `slot`: where its deadline stands."""
 
-    __slots__ = ("arrival", "client", "reason", "slot", "user")
+    __slots__ = ("arrival", "client", "credential", "reason", "slot", "user")
 
-    def __init__(self, user: str, client: tuple[str, str, str] | None, arrival: int) -> None:
+    def __init__(
+        self, user: str, client: tuple[str, str, str] | None, arrival: int, credential: Credential | None
+    ) -> None:
         """`client`: user, task and page that polls, if the page has a name. `arrival`: its number among all polls."""
         self.arrival = arrival
+        self.credential = credential
         self.user = user
         self.client = client
         self.reason: Reason | None = None
@@ -49,8 +70,10 @@ class Hold(abc.ABC):
         """End the hold, unless it has ended. It leaves in its own turn of the loop, not here."""
 
     def expire(self) -> None:
-        """End the hold because its time is over."""
-        self.end(Reason.TIMEOUT)
+        """End the hold because its time is over, or that of its credential."""
+        credential = self.credential
+        expired = credential is not None and credential.expires_at <= time.time() + GRAIN_SECONDS
+        self.end(Reason.REVOKED if expired else Reason.TIMEOUT)
 
 
 class TaskHold(Hold):
@@ -63,10 +86,16 @@ class TaskHold(Hold):
     __slots__ = ("_cancelling", "_seconds", "_task", "_waiters")
 
     def __init__(
-        self, waiters: Waiters, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int
+        self,
+        waiters: Waiters,
+        user: str,
+        client: tuple[str, str, str] | None,
+        seconds: float,
+        arrival: int,
+        credential: Credential | None,
     ) -> None:
         """Take note; entering the block begins the hold."""
-        super().__init__(user, client, arrival)
+        super().__init__(user, client, arrival, credential)
         self._seconds = seconds
         self._waiters = waiters
         self._task: asyncio.Task[object] | None = None
@@ -108,6 +137,8 @@ class Waiters:
         self._count = 0
         self._by_user: dict[str, dict[Hold, None]] = {}
         self._by_client: dict[tuple[str, str, str], Hold] = {}
+        self._revoked: dict[str, float] = {}
+        self._revoked_now: set[str] = set()
         self._deadlines = Deadlines()
         self._arrivals = itertools.count(1)
 
@@ -141,13 +172,21 @@ class Waiters:
         return Reason.DEGRADED if self.full else None
 
     def hold(
-        self, user: str, client: tuple[str, str, str] | None, seconds: float, arrival: int | None = None
+        self,
+        user: str,
+        client: tuple[str, str, str] | None,
+        seconds: float,
+        arrival: int | None = None,
+        credential: Credential | None = None,
     ) -> TaskHold:
         """Return a hold of at most that many seconds for the current task, to be entered; it arrives now if not before."""
-        return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival)
+        return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival, credential)
 
     def join(self, hold: Hold, seconds: float) -> None:
-        """Register a hold of at most that many seconds; an older one of the same client, or the user's oldest, may have to end."""
+        """Register a hold of at most that many seconds; an older one of the same client, or the user's oldest, may have to end.
+
+        It ends with its credential at the latest.
+        """
         if hold.client is not None:
             older = self._by_client.get(hold.client)
             if older is not None:
@@ -158,6 +197,8 @@ class Waiters:
             self._make_room(of_user)
         of_user[hold] = None
         self._count += 1
+        if hold.credential is not None:
+            seconds = min(seconds, hold.credential.expires_at - time.time())
         self._deadlines.add(hold, seconds)
 
     def leave(self, holds: Sequence[Hold]) -> None:
@@ -172,6 +213,42 @@ class Waiters:
             if hold.client is not None and by_client.get(hold.client) is hold:
                 del by_client[hold.client]
         self._count -= len(holds)
+
+    def is_revoked(self, credential: Credential | None) -> bool:
+        """Whether this credential was revoked since the poll that came with it was let in."""
+        return credential is not None and credential.key in self._revoked
+
+    def revoke(self, key: str) -> None:
+        """End every hold that came with this credential, and hold none that is still reading.
+
+        Nothing is kept per poll for this. All holds are looked through instead: 0.1 µs each, and once for all the
+        credentials that are revoked in the same turn of the loop.
+        """
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if not self._revoked_now:
+            loop.call_soon(self._end_revoked)
+        self._revoked_now.add(key)
+        self._revoked.pop(key, None)
+        self._revoked[key] = now
+        while self._revoked[oldest := next(iter(self._revoked))] < now - _REMEMBERED_SECONDS or (
+            len(self._revoked) > _MOST_REMEMBERED
+        ):
+            del self._revoked[oldest]
+
+    def end_those_of(self, keys: Collection[str], reason: Reason) -> None:
+        """End every hold that came with one of these credentials."""
+        for hold in self:
+            if hold.credential is not None and hold.credential.key in keys:
+                hold.end(reason)
+
+    def credentials(self) -> set[str]:
+        """Return the keys of all credentials that hold a poll."""
+        return {hold.credential.key for hold in self if hold.credential is not None}
+
+    def _end_revoked(self) -> None:
+        keys, self._revoked_now = self._revoked_now, set()
+        self.end_those_of(keys, Reason.REVOKED)
 
     def drain(self, seconds: float) -> None:
         """End every hold at a random moment within that many seconds; new polls are to be answered at once."""
