@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from aiohttp import web
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_SHOWN = 200
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -23,16 +26,27 @@ class Clients:
 
     def address(self, request: web.BaseRequest) -> str:
         """Return the client's address: the peer's, or what the nearest trusted proxy has added."""
-        peer = request.remote or "unix"
-        if not self._is_trusted(peer):
-            return peer
+        peer = address = _parse(request.remote or "")
+        if peer is None or address is None:
+            return request.remote or "unix"
         # From the right: each trusted proxy appended the peer that it saw; further left stands what clients claim.
         # Some proxies append a header line of their own instead (HAProxy's `option forwardfor`): all lines are one list.
         for hop in reversed(",".join(request.headers.getall("X-Forwarded-For", ())).split(",")):
-            address = hop.strip()
-            if address and not self._is_trusted(address):
-                return address
-        return peer
+            if not self._is_trusted(address):
+                break
+            if hop.strip():
+                nearer = _parse(hop.strip())
+                if nearer is None:
+                    break  # a proxy that says nothing of use: whoever comes through it is one client
+                address = nearer
+        return str(peer if self._is_trusted(address) else address)
+
+    def network(self, request: web.BaseRequest) -> str:
+        """Return what stands for one client where requests are counted: of IPv6, whoever has one address has 2 to the 64."""
+        address = _parse(self.address(request))
+        if not isinstance(address, ipaddress.IPv6Address):
+            return self.address(request)
+        return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
     def is_proxied(self, request: web.BaseRequest) -> bool:
         """Whether a request comes from a proxy whose word is taken."""
@@ -73,21 +87,36 @@ class Clients:
     def _reached(self, request: web.BaseRequest) -> str:
         """Return how this site is called, as far as the request tells."""
         scheme, host = request.scheme, request.host
-        if self._is_trusted(request.remote or ""):
-            scheme = request.headers.get("X-Forwarded-Proto", scheme)
-            host = request.headers.get("X-Forwarded-Host", host)
+        peer = _parse(request.remote or "")
+        if peer is not None and self._is_trusted(peer):
+            said = _first(request, "X-Forwarded-Proto").lower()
+            scheme = said if said in {"http", "https"} else scheme
+            host = _first(request, "X-Forwarded-Host") or host
         return f"{scheme}://{host}"
 
-    def _is_trusted(self, address: str) -> bool:
-        if not self._trusted:
-            return False
-        try:
-            parsed = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-            parsed = parsed.ipv4_mapped  # how an IPv4 peer looks to a socket that listens on ::
-        return any(parsed in network for network in self._trusted)
+    def _is_trusted(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+def _first(request: web.BaseRequest, name: str) -> str:
+    """Return what the outermost proxy has said: each further one has appended its own, which the browser doesn't see."""
+    return ",".join(request.headers.getall(name, ())).partition(",")[0].strip()
+
+
+def _parse(text: str) -> Address | None:
+    """Return an address as proxies write it, with a port or without: ``192.0.2.1:80``, ``[2001:db8::1]:80``; None if it is none."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        # How an IPv4 peer looks to a socket that listens on ::; and no scope, which names an interface of this machine.
+        return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+    return address
 
 
 def _origin(url: str) -> str:

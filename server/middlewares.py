@@ -178,7 +178,7 @@ def guard(hosts: Hosts, clients: Clients, rates: Rates) -> Callable[..., Awaitab
         return handler(request) if rule is None else limited(rule, request, handler)
 
     async def limited(rule: str, request: web.Request, handler: Handler) -> web.StreamResponse:
-        await rates.check(rule, clients.address(request))
+        await rates.check(rule, clients.network(request))
         return await handler(request)
 
     return middleware

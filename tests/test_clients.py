@@ -44,12 +44,61 @@ def forwarded(*values: str) -> list[tuple[str, str]]:
         ("127.0.0.1", forwarded("10.1.1.1, 10.2.2.2"), "127.0.0.1"),
         # An IPv4 peer as a socket sees it that listens on ::
         ("::ffff:127.0.0.1", forwarded("198.51.100.1"), "198.51.100.1"),
-        ("::ffff:203.0.113.9", forwarded("198.51.100.1"), "::ffff:203.0.113.9"),
+        ("::ffff:203.0.113.9", forwarded("198.51.100.1"), "203.0.113.9"),
+        ("127.0.0.1", forwarded("::ffff:198.51.100.1"), "198.51.100.1"),
+        # Some proxies add the port.
+        ("127.0.0.1", forwarded("198.51.100.1:4711"), "198.51.100.1"),
+        ("127.0.0.1", forwarded("[2001:db8::1]:4711"), "2001:db8::1"),
+        ("127.0.0.1", forwarded("[2001:db8::1]"), "2001:db8::1"),
+        ("127.0.0.1", forwarded("198.51.100.1:80, 10.1.2.3:4711"), "198.51.100.1"),
+        ("127.0.0.1", forwarded("fe80::1%eth0"), "fe80::1"),
+        # What a proxy adds is no address: all who come through it are one client, whatever stands further left.
+        ("127.0.0.1", forwarded("198.51.100.1, unknown"), "127.0.0.1"),
+        ("127.0.0.1", forwarded("198.51.100.1, unknown, 10.1.2.3"), "127.0.0.1"),
+        # A unix socket has none.
+        ("", forwarded("198.51.100.1"), "unix"),
     ],
 )
 def test_the_address_of_a_client(peer: str, headers: list[tuple[str, str]], address: str) -> None:
     clients = Clients(["127.0.0.1", "10.0.0.0/8"], "")
     assert clients.address(request_from(peer, *headers)) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8:1:2::1", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff:ffff:ffff:ffff", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("::ffff:203.0.113.9", "203.0.113.9"),
+        ("::1", "::/64"),
+    ],
+)
+def test_a_client_is_a_whole_network_of_ipv6(address: str, network: str) -> None:
+    """Whoever has one address of it has all 2 to the 64."""
+    clients = Clients(["127.0.0.1"], "")
+    assert clients.network(request_from(address)) == network
+    assert clients.network(request_from("127.0.0.1", *forwarded(f"[{address}]:80"))) == network
+
+
+GARBAGE = [
+    "", " ", ",", ",,,", "unknown", "_hidden", "[", "]", "[]", "[]:", ":", "::", ":::", "[::1", "1.2.3", "1.2.3.4.5", "256.1.1.1",
+    "1.2.3.4:", "1.2.3.4:x", "[1.2.3.4]:80", "[::1]x", "::1%", "%", "\u0661.2.3.4", "\x00", "1" * 5000, "a" * 8000, '"1.2.3.4"',
+    "for=1.2.3.4", "https", "http://", "//", "https,", ", https", "javascript:", "a:99999", "a:-1", "[::1]:99999", "\u2100.example",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_whatever_stands_in_these_headers_nothing_is_raised(garbage: str) -> None:
+    for name in ("X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Origin", "Host"):
+        headers = [(name, garbage), *([] if name == "Origin" else [("Origin", HERE)])]
+        given = CIMultiDict([("Host", "pictures.example.org"), *headers])
+        request = make_mocked_request("POST", "/", headers=given).clone(remote="127.0.0.1")
+        for clients in (Clients(["127.0.0.1"], ""), Clients([], ""), Clients(["127.0.0.1"], "https://a.example")):
+            assert len(clients.network(request)) < 50
+            assert clients.is_same_origin(request) in {True, False}
+        assert isinstance(Clients(["127.0.0.1"], "").network(request.clone(remote=garbage)), str)
 
 
 def test_nobody_is_trusted_unless_named() -> None:
@@ -105,6 +154,18 @@ def test_behind_a_trusted_proxy_the_sites_origin_is_what_the_proxy_says() -> Non
     assert is_same("127.0.0.1", "https://pictures.example.org", said[0])
     assert not is_same("203.0.113.9", "https://www.example.org", *said)
     assert is_same("203.0.113.9", HERE, *said)
+
+
+@pytest.mark.parametrize("proto", ["https,http", "https, http", " HTTPS ,http", "https"])
+def test_of_a_chain_of_proxies_the_first_has_seen_the_browser(proto: str) -> None:
+    """Whether they append to one line or add lines of their own."""
+    clients = Clients(["127.0.0.1"], "")
+    origin = ("Origin", "https://www.example.org")
+    said = [("X-Forwarded-Proto", proto), ("X-Forwarded-Host", "www.example.org, inner.example")]
+    assert clients.is_same_origin(request_from("127.0.0.1", origin, *said))
+    lines = [("X-Forwarded-Proto", part) for part in proto.split(",")]
+    assert clients.is_same_origin(request_from("127.0.0.1", origin, *lines, said[1]))
+    assert not clients.is_same_origin(request_from("127.0.0.1", origin, ("X-Forwarded-Proto", "http,https"), said[1]))
 
 
 def test_a_public_url_is_the_only_origin() -> None:
