@@ -28,6 +28,7 @@ from server.errors import ConfigurationError
 from server.generation.procedural import ProceduralGenerator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
+from server.guesses import Guesses
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.hosts import Hosts
 from server.metrics import Metrics, Snapshots
@@ -87,7 +88,7 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
         cache_size=config.sessions.cache_size,
         revoked=lambda key: app[keys.WAITERS].revoke(key),  # noqa: PLW0108 - made below
     )
-    rates = _rates(config)
+    rates, guesses = _limits(config)
     cookies = CookieSessions(sessions, secure=is_https(config))
     observer = Observer(metrics, config.logging, lambda: database.clock_offset)
     app = web.Application(
@@ -103,6 +104,7 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
     app[keys.CLIENTS], app[keys.RATES], app[keys.OBSERVER] = clients, rates, observer
+    app[keys.GUESSES] = guesses
     app[keys.BACKLOG], app[keys.STARTED_AT] = BacklogCount(database), time.time()
     app[TURN] = turn
     app[keys.BACKGROUND], app[UPLOADS], app[keys.PULSE] = Background(metrics), Uploads(), Pulse()
@@ -229,9 +231,9 @@ def _hosts(config: Config) -> Hosts:
     return Hosts([public, server.host, socket.gethostname(), *server.allowed_hosts])
 
 
-def _rates(config: Config) -> Rates:
+def _limits(config: Config) -> tuple[Rates, Guesses]:
     try:
-        return Rates(config.limits)
+        return Rates(config.limits), Guesses(config.limits)
     except ValueError as error:
         raise ConfigurationError(f'a rule of [limits] must be like "10 per minute": {error}') from error
 

@@ -98,6 +98,7 @@ class Limits:
 
     enabled: bool = True
     login: str = "10 per minute"
+    guesses: str = "10 per hour"
     register: str = "10 per hour"
     create: str = "30 per minute"
     token: str = "30 per hour"  # noqa: S105 - how often one may be made
@@ -294,7 +295,7 @@ def _check_together(config: Config) -> None:
             raise ConfigurationError(
                 f"server.trusted_proxies names {network!r}; it must be an address or a network such as 10.0.0.0/8"
             ) from None
-    for name in ("login", "register", "create", "token", "poll"):
+    for name in ("login", "guesses", "register", "create", "token", "poll"):
         rule = getattr(config.limits, name)
         try:
             limits.parse(rule)

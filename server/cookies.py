@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from aiohttp import web
@@ -16,6 +17,9 @@ USER_ID: Final = "user_id"
 EMAIL: Final = "email"
 LOGIN: Final = web.RequestKey("login", Login)
 _LONGEST_AGENT: Final = 200
+_MOST_MARKS: Final = 5
+_MARKS_SECONDS: Final = 400 * 86_400  # browsers keep none for longer
+_MARK: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class CookieSessions(AbstractStorage):
@@ -78,6 +82,27 @@ class CookieSessions(AbstractStorage):
 
     def _name_in(self, request: web.Request) -> str:
         return self._cookie_name if self._cookie_name in request.cookies else self._bare_name
+
+    def marks(self, request: web.Request) -> list[str]:
+        """Return what this browser shows of the accounts that it has been logged in to; see `Account.mark`."""
+        return request.cookies.get(self._marks_name, "").split(".")[:_MOST_MARKS]
+
+    def add_mark(self, request: web.Request, response: web.StreamResponse, mark: str) -> None:
+        """Have the browser show this one, too. It outlives the session: that is what it is for."""
+        others = [each for each in self.marks(request) if _MARK.match(each)]
+        if mark not in others:
+            response.set_cookie(
+                self._marks_name,
+                ".".join([mark, *others][:_MOST_MARKS]),
+                max_age=_MARKS_SECONDS,
+                secure=self._secure,
+                httponly=True,
+                samesite="Lax",
+            )
+
+    @property
+    def _marks_name(self) -> str:
+        return f"{self.cookie_name}-known"
 
     def prolong_cookie(self, request: web.Request, response: web.StreamResponse) -> None:
         """Have the browser keep its cookie for as long as the session now lasts.

@@ -158,6 +158,12 @@ class WrongCredentials(Problem):
     status, code, title = 401, "wrong_credentials", "Wrong email address or password"
 
 
+class WrongPassword(Problem):
+    """The present password was asked for, and this isn't it."""
+
+    status, code, title = 403, "wrong_password", "Wrong password"
+
+
 class CrossOrigin(Problem):
     """A page of another site tried to change something here."""
 

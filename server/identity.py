@@ -34,8 +34,6 @@ async def signed_in(request: web.Request) -> Login:
     if login is None:
         raise NotSignedIn
     check_expected(login.user, request.headers.get(EXPECTED_USER))
-    if login.scope is Scope.READ and request.method not in _READING:
-        raise ScopeTooNarrow("Make one whose scope is write.")
     return login
 
 
@@ -59,7 +57,11 @@ def check_expected(user: User, expected: str | None) -> None:
 
 
 async def find_user(request: web.Request) -> User | None:
-    """Return the user, or None for a stranger. A token that isn't valid isn't made up for by a cookie."""
+    """Return the user, or None for a stranger. A token that isn't valid isn't made up for by a cookie.
+
+    Raises:
+        ScopeTooNarrow: as `signed_in_user` does.
+    """
     login = await _find_login(request)
     return None if login is None else login.user
 
@@ -73,6 +75,8 @@ async def _find_login(request: web.Request) -> Login | None:
         session = await get_session(request)
         login = None if session.empty else request.get(LOGIN)
     request[TRACE].user = None if login is None else login.user
+    if login is not None and login.scope is Scope.READ and request.method not in _READING:
+        raise ScopeTooNarrow("Make one whose scope is write.")
     return login
 
 

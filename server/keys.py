@@ -10,6 +10,7 @@ from server.background import Background
 from server.clients import Clients
 from server.config import Config
 from server.cookies import CookieSessions
+from server.guesses import Guesses
 from server.metrics import Metrics
 from server.observing import Observer, Trace
 from server.parking import Parking
@@ -49,6 +50,7 @@ TOKENS: Final = web.AppKey("tokens", Tokens)
 COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
 STATIC_VERSION: Final = web.AppKey("static version", str)
 CLIENTS: Final = web.AppKey("clients", Clients)
+GUESSES: Final = web.AppKey("guesses", Guesses)
 RATES: Final = web.AppKey("rates", Rates)
 DESCRIPTION: Final = web.AppKey("description", dict[str, object])  # of the API
 STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()

@@ -24,6 +24,7 @@ from server.errors import (
     PayloadTooLarge,
     PicturesUnavailable,
     Problem,
+    ScopeTooNarrow,
     StorageError,
     Unavailable,
 )
@@ -129,7 +130,7 @@ async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) ->
 async def _refuse(request: web.Request, problem: Problem) -> web.Response:
     if wants_page(request) and request[TRACE].user is None:
         # Not every handler asks who it is; the page shows it. Without a database, or a session: a stranger.
-        with contextlib.suppress(StorageError, RuntimeError):
+        with contextlib.suppress(StorageError, RuntimeError, ScopeTooNarrow):
             await find_user(request)
     return await problem_reply(request, problem)
 

@@ -37,7 +37,7 @@ class Rates:
         rule = self._rules[name]
         if self._enabled and not await self._limiter.hit(rule, name, who):
             stats = await self._limiter.get_window_stats(rule, name, who)
-            raise _refusal(rule, stats.reset_time - time.time())
+            raise refusal(rule, stats.reset_time - time.time())
 
     def check_poll(self, who: str) -> None:
         """Count a poll. One window for everybody and a plain dictionary: the library's 10 µs are much for a poll.
@@ -53,9 +53,10 @@ class Rates:
             self._polls_end = now + self._poll_rule.get_expiry()
         count = self._polls[who] = self._polls.get(who, 0) + 1
         if count > self._poll_rule.amount:
-            raise _refusal(self._poll_rule, self._polls_end - now)
+            raise refusal(self._poll_rule, self._polls_end - now)
 
 
-def _refusal(rule: limits.RateLimitItem, seconds: float) -> TooManyRequests:
+def refusal(rule: limits.RateLimitItem, seconds: float, why: str = "") -> TooManyRequests:
+    """Return what tells that it was one too many, and when another try makes sense."""
     wait = max(seconds, 1) * random.uniform(1, 1.25)  # spread out, or everybody comes back at once
-    return TooManyRequests(f"At most {rule} are accepted.", retry_after=wait)
+    return TooManyRequests(why or f"At most {rule} are accepted.", retry_after=wait)

@@ -34,9 +34,14 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
     else:
         status, head, body = compose_problem(problem, request[TRACE].request_id)
         return web.Response(body=body, status=status, headers=headers_of(head))
+    say_when_to_retry(response, problem)
+    return response
+
+
+def say_when_to_retry(response: web.Response, problem: Problem) -> None:
+    """Add to a page what `problem_reply` says by itself: after how many seconds another try makes sense."""
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(math.ceil(problem.retry_after))
-    return response
 
 
 def _login_url(target: str) -> str:

@@ -13,6 +13,11 @@ def folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def read_own(name: str) -> str:
+    """Return the text of a file that stands in the package itself."""
+    return _PACKAGE.joinpath(name).read_text(encoding="utf-8")
+
+
 def read_text(*parts: str) -> str:
     """Return the text of a file in one of those folders."""
     return folder(parts[0]).joinpath(*parts[1:]).read_text(encoding="utf-8")

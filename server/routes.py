@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server.handlers import docs, login, ops, pages, status, tasks, tokens, user
+from server.handlers import account, account_page, docs, login, ops, pages, status, tasks, tokens, user
 
 ROUTES = [
     web.get("/", pages.generate),
@@ -13,6 +13,8 @@ ROUTES = [
     web.get("/tasks/{task_id}", pages.task),
     web.get("/login", pages.log_in),
     web.get("/register", pages.register),
+    web.get("/account", account_page.show),
+    web.post("/account", account_page.act),
     web.get("/ops", ops.overview),
     web.get("/ops/figures", ops.figures),
     web.post("/api/generate", tasks.create),
@@ -28,6 +30,11 @@ ROUTES = [
     web.post("/api/auth/login", login.log_in),
     web.post("/api/auth/logout", login.log_out),
     web.get("/api/auth/user", user.show),
+    web.post("/api/auth/logout_everywhere", account.log_out_everywhere),
+    web.get("/api/auth/sessions", account.list_sessions),
+    web.delete("/api/auth/sessions/{session_id}", account.end_session),
+    web.post("/api/auth/password", account.change_password),
+    web.post("/api/auth/delete_account", account.delete_account),
     web.get("/api/auth/tokens", tokens.listing),
     web.post("/api/auth/tokens", tokens.create),
     web.delete("/api/auth/tokens/{token_id}", tokens.revoke),

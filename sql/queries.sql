@@ -249,8 +249,16 @@ SELECT longpoll.register_account(%(email)s, %(password_hash)s)::text AS user_id;
 -- name: find_account
 SELECT user_id::text, email, password_hash FROM longpoll.accounts WHERE lower(email) = lower(%(email)s);
 
--- name: update_password_hash
-UPDATE longpoll.accounts SET password_hash = %(password_hash)s WHERE user_id = %(user_id)s RETURNING user_id::text;
+-- name: renew_password_hash
+-- The same password hashed anew, unless it has been changed meanwhile.
+UPDATE longpoll.accounts SET password_hash = %(password_hash)s
+ WHERE user_id = %(user_id)s AND password_hash = %(before)s
+RETURNING user_id::text;
+
+-- name: change_password
+UPDATE longpoll.accounts SET password_hash = %(password_hash)s WHERE user_id = %(user_id)s;
+DELETE FROM longpoll.sessions WHERE user_id = %(user_id)s AND secret_hash <> %(but)s
+RETURNING encode(secret_hash, 'hex') AS secret_hash;
 
 -- name: find_site
 -- Stays the same in all processes, after a failover, and for as long as the database lives; no two databases share it.

@@ -33,10 +33,10 @@ async def register(client: Client, **account: str) -> ClientResponse:
 
 
 def cookie_of(reply: ClientResponse) -> Any:
-    """Return the one cookie that a reply sets."""
-    (header,) = reply.headers.getall("Set-Cookie")
-    (morsel,) = SimpleCookie(header).values()
-    return morsel
+    """Return the cookie of the session, the only one but for the mark that a browser keeps."""
+    set_by_reply = [morsel for header in reply.headers.getall("Set-Cookie") for morsel in SimpleCookie(header).values()]
+    (cookie,) = [morsel for morsel in set_by_reply if not morsel.key.endswith("-known")]
+    return cookie
 
 
 async def tasks_status(client: Client, headers: dict[str, str]) -> int:

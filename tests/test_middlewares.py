@@ -373,7 +373,7 @@ async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(
     }  # fmt: skip
     assert (listed["request_id"], listed["user_id"], listed["held_ms"]) == (request_id, polled["user_id"], 0.0)
     said = str(lines)
-    assert len(cookies) == 2
+    assert len(cookies) == 3, "two sessions and the mark of the browser"
     for secret in (password, wrong, token, *cookies, "nobody's business"):
         assert secret not in said
 

@@ -114,7 +114,10 @@ async def test_each_kind_of_success_has_been_checked(start: Start, enter: Enter,
         assert reply.status == 503
     await _ask(alice, "POST", "/api/auth/logout", 204)
     await _ask(alice, "POST", "/api/auth/logout", 303, headers=PAGE)
-    for url in ("/", "/tasks", "/tasks/some-task", "/ops", "/ops/figures", "/api/auth/tokens", "/api/auth/user"):
+    for url in (
+        "/", "/tasks", "/tasks/some-task", "/ops", "/ops/figures", "/account", "/api/auth/tokens", "/api/auth/sessions",
+        "/api/auth/user",
+    ):  # fmt: skip
         await _ask(alice, "GET", url, 303, headers=PAGE)
     contract = app[CONTRACT]
     assert contract.faults == []
@@ -215,6 +218,30 @@ async def _use_account(alice: Person) -> None:
     for name in ("register", "login"):
         await _ask(alice, "POST", f"/api/auth/{name}", 303, data=account, headers=PAGE)
 
+    await _manage_account(alice)
+
+
+async def _manage_account(alice: Person) -> None:
+    """As dave, who has a password and is logged in twice; at the end he is back, and logged in."""
+    account = {"email": "dave@example.org", "password": "correct horse"}
+    alice.http.session.cookie_jar.clear()
+    await _ask(alice, "POST", "/api/auth/login", 200, json=account)
+    alice.http.session.cookie_jar.clear()
+    await _ask(alice, "POST", "/api/auth/login", 200, json=account)
+    sessions = (await _ask(alice, "GET", "/api/auth/sessions", 200))["items"]
+    (other, *_) = [session["id"] for session in sessions if not session["current"]]
+    await _ask(alice, "DELETE", f"/api/auth/sessions/{other}", 204)
+    change = {"currentPassword": "correct horse", "newPassword": "a better horse"}
+    await _ask(alice, "POST", "/api/auth/password", 204, json=change)
+    await _ask(alice, "GET", "/account", 200, headers=PAGE)
+    await _ask(alice, "POST", "/account", 200, data={"action": "make-token", "name": "x"}, headers=PAGE)
+    await _ask(alice, "POST", "/account", 303, data={"action": "log-out-everywhere"}, headers=PAGE)
+    for url in ("/api/auth/logout_everywhere", "/api/auth/delete_account"):
+        await _ask(alice, "POST", "/api/auth/login", 200, json={**account, "password": "a better horse"})
+        body = {"json": {"currentPassword": "a better horse"}} if "delete" in url else {}
+        await _ask(alice, "POST", url, 204, **body)
+    await _ask(alice, "POST", "/api/auth/register", 201, json=account)
+
 
 async def _look_around(alice: Person) -> None:
     for url in ("/", "/tasks", "/ops", "/docs", "/ops/figures", "/healthz", "/readyz", "/metrics", "/openapi.json"):
@@ -247,7 +274,7 @@ def refused_values(schema: Any) -> list[str]:
 
 async def test_the_bounds_of_parameters_are_enforced(alice: Person, document: Any) -> None:
     task_id = await alice.create()
-    needed = {"taskId": task_id, "task": f"{task_id}:0", "task_id": task_id, "token_id": "none"}
+    needed = {"taskId": task_id, "task": f"{task_id}:0", "task_id": task_id, "token_id": "none", "session_id": "none"}
     tried = 0
     for (method, url), operation in operations(document).items():
         for parameter in operation.get("parameters", []):

@@ -21,6 +21,9 @@ PUBLIC = {
 NAMES_NOTHING = {
     "GET /", "GET /tasks", "POST /api/generate", "POST /api/generate_advanced", "GET /api/generate/tasks",
     "GET /api/auth/tokens", "POST /api/auth/tokens", "GET /ops", "GET /ops/figures", "POST /", "GET /api/auth/user",
+    "GET /account", "POST /account",  # its form does: see test_account.py
+    "GET /api/auth/sessions", "POST /api/auth/password", "POST /api/auth/logout_everywhere",
+    "POST /api/auth/delete_account",
 }  # fmt: skip
 # How the others name one, if not in their path.
 NAMES_IT: dict[str, Callable[[str], dict[str, Any]]] = {
@@ -28,7 +31,7 @@ NAMES_IT: dict[str, Callable[[str], dict[str, Any]]] = {
     "GET /api/generate/status/batch": lambda task_id: {"params": {"task": f"{task_id}:1"}},
     "POST /api/generate/cancel": lambda task_id: {"json": {"taskId": task_id}},
 }
-ANY = {"task_id": "some-task", "token_id": "some-token", "filename": "longpoll.js"}
+ANY = {"task_id": "some-task", "token_id": "some-token", "session_id": "some-session", "filename": "longpoll.js"}
 PAGE = {"Accept": "text/html"}
 
 
@@ -87,19 +90,21 @@ async def test_another_users_id_is_as_good_as_one_that_does_not_exist(
     task_id, unknown = await alice.create(), "A" * 22
     async with alice.http.post("/api/auth/tokens", json={}) as reply:
         token_id = (await reply.json())["id"]
+    session_id = sql("SELECT id::text FROM longpoll.sessions WHERE user_id = %s", (alice.user.user_id,))[0][0]
     before = sql("SELECT * FROM public.image_generations"), sql("SELECT * FROM longpoll.tokens")
     nothing = "00000000-0000-0000-0000-000000000000"
-    foreign = await ask(bob, name, task_id, token_id)
-    assert foreign == await ask(bob, name, unknown, nothing)
+    foreign = await ask(bob, name, task_id, token_id, session_id)
+    assert foreign == await ask(bob, name, unknown, nothing, nothing)
     assert foreign[0] == (200 if name.endswith("/batch") else 404)
+    assert sql("SELECT count(*) FROM longpoll.sessions WHERE id = %s", (session_id,)) == [(1,)]
     assert before == (sql("SELECT * FROM public.image_generations"), sql("SELECT * FROM longpoll.tokens"))
 
 
-async def ask(person: Person, name: str, task_id: str, token_id: str) -> tuple[int, str]:
+async def ask(person: Person, name: str, task_id: str, token_id: str, session_id: str) -> tuple[int, str]:
     """Return status and body of a reply, without what every reply has of its own."""
     method, path = name.split()
     options = NAMES_IT.get(name, lambda _task_id: {})(task_id)
-    url = path.format(task_id=task_id, token_id=token_id)
+    url = path.format(task_id=task_id, token_id=token_id, session_id=session_id)
     async with person.http.request(method, url, headers=PAGE, allow_redirects=False, **options) as reply:
         text = (await reply.text()).replace(task_id, "ID").replace(token_id, "ID")
         return reply.status, re.sub(r'"waitedMs":[0-9]+', "", text.replace(reply.headers["X-Request-Id"], "NUMBER"))

@@ -238,6 +238,24 @@ def test_a_user_of_supabase_who_is_deleted_loses_everything(migrated: str, owner
     )
 
 
+def test_whoever_leaves_takes_all_along_but_the_user_of_supabase(migrated: str, owner: str, alice: str) -> None:
+    """Users are somebody else's there: whoever migrates may not delete one. What remains can't log in."""
+    bob = register(owner, "bob@example.org")
+    for user, task in ((alice, "hers"), (bob, "his")):
+        execute(migrated, f"INSERT INTO {TABLE} (user_id, task_id, prompt) VALUES ('{user}', '{task}', 'a lake')")
+    assert run_as(owner, "longpoll_service", f"SELECT longpoll.delete_account('{alice}')") == [("hers",)]
+    assert run_as(owner, "longpoll_service", f"SELECT longpoll.delete_account('{alice}')") == []
+    assert execute(migrated, "SELECT email FROM longpoll.accounts") == [("bob@example.org",)]
+    assert execute(migrated, f"SELECT task_id FROM {TABLE}") == [("his",)]
+    assert execute(migrated, "SELECT count(*) FROM auth.users") == [(2,)]
+
+
+@pytest.mark.parametrize("role", ["anon", "authenticated", "longpoll_app"])
+def test_nobody_else_may_delete_an_account(migrated: str, owner: str, alice: str, role: str) -> None:
+    with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+        run_as(migrated, role, f"SELECT longpoll.delete_account('{alice}')")
+
+
 def test_the_clean_up_is_not_bound_by_policies(migrated: str, owner: str, alice: str) -> None:
     """Though the owner of the table, as whom it runs, doesn't bypass them."""
     execute(

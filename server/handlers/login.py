@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Final
 from urllib.parse import quote
 
 from aiohttp import web
 from aiohttp_session import get_session, new_session
 
-from server import logs
+from server import logs, passwords
 from server.cookies import EMAIL, USER_ID
 from server.errors import BadRequest, Problem
 from server.handlers import parameters
-from server.keys import TRACE, USERS
-from server.replies import MAX_TARGET, json_reply, page, wants_page
+from server.keys import CLIENTS, COOKIE_SESSIONS, GUESSES, TRACE, USERS
+from server.replies import MAX_TARGET, json_reply, page, say_when_to_retry, wants_page
 from server.storage.users import User
 
-MIN_PASSWORD: Final = 8
-MAX_PASSWORD: Final = 1024
 MAX_EMAIL: Final = 254
 _AS_IT_IS: Final = "%/?#[]@!$&'()*+,;=:"  # what has a meaning in a URL, or is percent-encoded already
 _EMAIL: Final = re.compile(r"[^@\s\x00-\x1f]+@[^@\s\x00-\x1f]+\.[^@\s\x00-\x1f.]+\Z")
@@ -45,7 +44,7 @@ async def log_out(request: web.Request) -> web.Response:
 
 
 async def _enter(request: web.Request, template: str, *, registering: bool) -> web.Response:
-    fields = await _read_fields(request)
+    fields = await parameters.text_fields(request, _FIELDS)
     email, target = fields.get("email", "").strip(), safe_target(fields.get("next"))
     try:
         user = await _authenticate(request, email, fields.get("password", ""), registering=registering)
@@ -55,36 +54,58 @@ async def _enter(request: web.Request, template: str, *, registering: bool) -> w
         if not wants_page(request):
             raise
         context = {"error": problem.detail or problem.title, "email": email, "next": target}
-        return await page(request, template, context, status=problem.status)
+        response = await page(request, template, context, status=problem.status)
+        say_when_to_retry(response, problem)
+        return response
     request[TRACE].user = user
     session = await new_session(request)
     session[USER_ID], session[EMAIL] = user.user_id, user.email
     logs.log.info(logs.ACCOUNT_REGISTERED if registering else logs.LOGIN_SUCCEEDED, user_id=user.user_id)
+    body = {"user": {"id": user.user_id, "email": user.email}}
+    response = json_reply(body, status=201 if registering else 200)
     if wants_page(request):
-        return web.Response(status=303, headers={"Location": target})
-    return json_reply({"user": {"id": user.user_id, "email": user.email}}, status=201 if registering else 200)
+        response = web.Response(status=303, headers={"Location": target})
+    await mark_browser(request, response, user)
+    return response
 
 
 async def _authenticate(request: web.Request, email: str, password: str, *, registering: bool) -> User:
     if len(email) > MAX_EMAIL or not _EMAIL.match(email):
         raise BadRequest("email must be an address such as name@example.org.")
-    if len(password) > MAX_PASSWORD or "\0" in password:
-        raise BadRequest(f"password may have at most {MAX_PASSWORD} characters.")
+    passwords.refuse_unhashable(password)
     if not registering:
-        return await request.app[USERS].log_in(email, password)
-    if len(password) < MIN_PASSWORD:
-        raise BadRequest(f"password must have at least {MIN_PASSWORD} characters.")
-    return await request.app[USERS].register(email, password)
+        return await check_password(request, email, password)
+    if any(unicodedata.category(character)[0] in "CZ" for character in email):
+        raise BadRequest("email must be an address of visible characters: it has one that can't be seen.")
+    passwords.refuse_weak(password, email)
+    user = await request.app[USERS].register(email, password)
+    request.app[GUESSES].remember(user.user_id, request.app[CLIENTS].network(request))
+    return user
 
 
-async def _read_fields(request: web.Request) -> dict[str, str]:
-    parameters.require_media_type(request, "application/json", "application/x-www-form-urlencoded")
-    if request.content_type != "application/json":
-        return await parameters.urlencoded_form(request, known=_FIELDS)
-    given = await parameters.json_object(request, known=_FIELDS)
-    if not all(isinstance(value, str) for value in given.values()):
-        raise BadRequest("email, password and next must be texts.")
-    return {name: str(value) for name, value in given.items()}
+async def check_password(request: web.Request, email: str, password: str) -> User:
+    """Return the user with this address and password.
+
+    Raises:
+        WrongCredentials: there is no such one.
+        TooManyRequests: too many wrong ones have been tried for this account, from where its owner has never been.
+    """
+    users, guesses, network = request.app[USERS], request.app[GUESSES], request.app[CLIENTS].network(request)
+    account = await users.find(email)
+    who = account.user_id if account is not None else email.lower()
+    marked = account is not None and account.mark in request.app[COOKIE_SESSIONS].marks(request)
+    bucket = guesses.bucket(who, network, marked=marked)
+    guesses.begin(bucket)
+    user = await users.check(account, password)
+    guesses.was_right(bucket, who, network)
+    return user
+
+
+async def mark_browser(request: web.Request, response: web.StreamResponse, user: User) -> None:
+    """Have the browser show from now on that it has been logged in to this account, whoever guesses at it."""
+    account = await request.app[USERS].find(user.email)  # its hash may have been renewed just now
+    if account is not None:
+        request.app[COOKIE_SESSIONS].add_mark(request, response, account.mark)
 
 
 def safe_target(target: str | None) -> str:

@@ -21,6 +21,7 @@ from server.errors import (
     BadRequest,
     ConstraintViolated,
     ImageRejected,
+    NotSignedIn,
     PayloadTooLarge,
     PicturesUnavailable,
     Problem,
@@ -92,8 +93,10 @@ async def place(request: web.Request, user: User, order: Order, key: str | None)
         await request.app[IMAGES].put(reference_name(task_id), order.reference)
     try:
         made = await request.app[TASKS].create(new)
-    except (Problem, ConstraintViolated):  # not if the database was silent: the row may be there
+    except (Problem, ConstraintViolated) as error:  # not if the database was silent: the row may be there
         await discard_pictures(request, task_id)
+        if isinstance(error, ConstraintViolated) and error.constraint == "image_generations_user_id_fkey":
+            raise NotSignedIn("The account was deleted meanwhile.") from error
         raise
     if not isinstance(made, Task):
         await discard_pictures(request, task_id)

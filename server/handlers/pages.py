@@ -85,7 +85,7 @@ async def _sender(request: web.Request) -> User | Problem:
         raise NotSignedIn
     parameters.require_media_type(request, "multipart/form-data")
     try:
-        await request.app[RATES].check("create", request.app[CLIENTS].address(request))
+        await request.app[RATES].check("create", request.app[CLIENTS].network(request))
     except TooManyRequests as problem:
         return problem
     return user or NotSignedIn("Your session has ended; what you typed is still here.")

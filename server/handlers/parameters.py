@@ -22,6 +22,7 @@ from server.waiting.answers import Until
 
 T = TypeVar("T")
 
+FORM: Final = "application/x-www-form-urlencoded"
 MAX_JSON_BYTES: Final = 64 * 1024
 CHARSET_FIELD: Final = "_charset_"  # a form says in it how its texts are encoded (HTML, RFC 7578)
 # As browsers take the names. No others: Python knows codecs that no text is encoded with.
@@ -108,6 +109,21 @@ async def json_object(request: web.Request, *, known: frozenset[str]) -> dict[st
         raise BadRequest("The body must be a JSON object.")
     refuse_unknown(set(value), known)
     return value
+
+
+async def text_fields(request: web.Request, known: frozenset[str]) -> dict[str, str]:
+    """Return the texts of a form, be it JSON or as browsers send it, that has no other fields than the known ones."""
+    require_media_type(request, JSON, FORM)
+    if request.content_type != JSON:
+        return await urlencoded_form(request, known=known)
+    given = await json_object(request, known=known)
+    if not all(isinstance(value, str) for value in given.values()):
+        raise BadRequest(f"{_and(sorted(known))} must be texts.")
+    return {name: str(value) for name, value in given.items()}
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 async def urlencoded_form(request: web.Request, *, known: frozenset[str]) -> dict[str, str]:

@@ -10,13 +10,16 @@ from server.errors import (
     TooManyTokens,
     UnsupportedMedia,
     WrongCredentials,
+    WrongPassword,
 )
+from server.handlers.parameters import FORM
 from server.openapi.parts import HTML, Json, body, operation, parameters, redirect, reply, schema
 from server.poll_replies import JSON
+from server.storage.sessions import MOST_SESSIONS
 from server.storage.tokens import MOST_TOKENS
 
 _TAG = "Accounts"
-_FORM = "application/x-www-form-urlencoded"
+_BY_COOKIE = "A token may not do this."
 
 
 def paths() -> Json:
@@ -26,6 +29,11 @@ def paths() -> Json:
         "/api/auth/login": {"post": _log_in()},
         "/api/auth/logout": {"post": _log_out()},
         "/api/auth/user": {"get": _user()},
+        "/api/auth/logout_everywhere": {"post": _log_out_everywhere()},
+        "/api/auth/sessions": {"get": _list_sessions()},
+        "/api/auth/sessions/{session_id}": {"delete": _end_session()},
+        "/api/auth/password": {"post": _change_password()},
+        "/api/auth/delete_account": {"post": _delete_account()},
         "/api/auth/tokens": {"get": _list_tokens(), "post": _create_token()},
         "/api/auth/tokens/{token_id}": {"delete": _revoke_token()},
     }
@@ -69,7 +77,7 @@ def _log_in() -> Json:
 
 
 def _credentials() -> Json:
-    return body({JSON: schema("Credentials"), _FORM: schema("Credentials")}, "The address and the password.")
+    return body({JSON: schema("Credentials"), FORM: schema("Credentials")}, "The address and the password.")
 
 
 def _sent_on() -> Json:
@@ -98,6 +106,75 @@ def _user() -> Json:
         "Who is logged in",
         tag=_TAG,
         replies={"200": reply("You", schema("Account")), "303": _to_login()},
+        html=True,
+    )
+
+
+def _log_out_everywhere() -> Json:
+    return operation(
+        "logOutEverywhere",
+        "End all your sessions",
+        f"This one, too. Tokens stay. {_BY_COOKIE}",
+        tag=_TAG,
+        replies={"204": reply("Ended, in every process at once, with all that they hold", headers=["Set-Cookie"])},
+        refused=[SessionRequired],
+        changes=True,
+        html=True,
+    )
+
+
+def _list_sessions() -> Json:
+    return operation(
+        "listSessions",
+        "List where you are logged in",
+        f"The latest used first; you may have {MOST_SESSIONS}, the one that was unused for longest gives way. {_BY_COOKIE}",
+        tag=_TAG,
+        replies={"200": reply("All of them", schema("Sessions")), "303": _to_login()},
+        refused=[SessionRequired],
+        html=True,
+    )
+
+
+def _end_session() -> Json:
+    return operation(
+        "endSession",
+        "Log out somewhere else",
+        _BY_COOKIE,
+        tag=_TAG,
+        takes=parameters("session_id"),
+        replies={"204": reply("Ended, in every process at once, with all that it holds")},
+        refused=[NotFound, SessionRequired],
+        changes=True,
+        html=True,
+    )
+
+
+def _change_password() -> Json:
+    return operation(
+        "changePassword",
+        "Change the password",
+        f"Every other session ends; tokens stay. {_BY_COOKIE}",
+        tag=_TAG,
+        body=body({JSON: schema("PasswordChange"), FORM: schema("PasswordChange")}, "The present one and the new one."),
+        replies={"204": reply("Changed", headers=["Set-Cookie"])},
+        refused=[PayloadTooLarge, UnsupportedMedia, WrongPassword, SessionRequired],
+        changes=True,
+        counted=True,
+        html=True,
+    )
+
+
+def _delete_account() -> Json:
+    return operation(
+        "deleteAccount",
+        "Delete your account",
+        f"With all its tasks, pictures, tokens and sessions. It can't be undone. {_BY_COOKIE}",
+        tag=_TAG,
+        body=body({JSON: schema("Confirmation"), FORM: schema("Confirmation")}, "The present password."),
+        replies={"204": reply("Deleted", headers=["Set-Cookie"])},
+        refused=[PayloadTooLarge, UnsupportedMedia, WrongPassword, SessionRequired],
+        changes=True,
+        counted=True,
         html=True,
     )
 

@@ -79,6 +79,7 @@ def _listing() -> Json:
         "limit": _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "How many at most."),
         "cursor": _query("cursor", {"type": "string"}, "The `nextCursor` of the page before."),
         "status": _query("status", {"enum": [*STATUSES, "all", ""]}, "Only tasks with this status."),
+        "done": _query("done", {"type": "string"}, "What a form has just done, to be said on the page."),
         "next": _query("next", {"type": "string"}, "Where to go afterwards: a path of this site."),
     }
 
@@ -125,6 +126,10 @@ def _path() -> Json:
         "token_id": {
             "name": "token_id", "in": "path", "required": True, "schema": {"type": "string"},
             "description": "The `id` of the token.",
+        },
+        "session_id": {
+            "name": "session_id", "in": "path", "required": True, "schema": {"type": "string"},
+            "description": "The `id` of the session.",
         },
         "filename": {
             "name": "filename", "in": "path", "required": True, "schema": {"type": "string"},

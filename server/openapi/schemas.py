@@ -7,10 +7,12 @@ from typing import Final
 
 from server.errors import Problem
 from server.generation.generator import DEFAULT_SIZE, SIZES
-from server.handlers.login import MAX_EMAIL, MAX_PASSWORD, MIN_PASSWORD
+from server.handlers.account_page import ACTIONS
+from server.handlers.login import MAX_EMAIL
 from server.handlers.orders import MAX_PROMPT, MAX_SEED
 from server.handlers.tokens import DEFAULT_DAYS, LONGEST_DAYS, MAX_TOKEN_NAME
 from server.openapi.parts import Json, schema
+from server.passwords import MAX_PASSWORD, MIN_PASSWORD
 from server.poll_replies import LONGEST_RETRY_AFTER_MS
 from server.storage.logins import Scope
 from server.storage.tasks import STATUSES
@@ -25,6 +27,13 @@ _PROMPT: Final = (
     " Without NUL."
 )
 _MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
+_PASSWORD: Final[Json] = {"type": "string", "maxLength": MAX_PASSWORD}
+_NEW_PASSWORD: Final[Json] = {
+    "type": "string",
+    "maxLength": MAX_PASSWORD,
+    "description": f"At least {MIN_PASSWORD} characters (as NFKC), not spaces alone, not your own address, and none of the most"
+    " common passwords.",
+}
 _SCOPES: Final = "`read`: GET and HEAD only; `write`: everything that concerns your tasks."
 
 
@@ -47,6 +56,11 @@ def schemas() -> Json:
         "Cancel": _object({"taskId": schema("TaskId")}),
         "Credentials": _credentials(),
         "Account": _object({"user": _object({"id": {"type": "string", "format": "uuid"}, "email": _TEXT})}),
+        "PasswordChange": _object({"currentPassword": _PASSWORD, "newPassword": _NEW_PASSWORD}),
+        "Confirmation": _object({"currentPassword": _PASSWORD}),
+        "AccountForm": _account_form(),
+        "Sessions": _object({"items": _list(schema("Session"))}),
+        "Session": _object(_session()),
         "TokenOrder": _token_order(),
         "Token": _object(_token()),
         "NewToken": _object({"token": _said(_TEXT, "The secret: shown this once."), **_token()}),
@@ -184,15 +198,37 @@ def _page_form() -> Json:
 
 
 def _credentials() -> Json:
-    described = f"{MIN_PASSWORD} characters at least for a new account."
     return _object(
         {
             "email": {"type": "string", "format": "email", "maxLength": MAX_EMAIL},
-            "password": {"type": "string", "maxLength": MAX_PASSWORD, "description": described},
+            "password": _said(_NEW_PASSWORD, f"For a new account: {str(_NEW_PASSWORD['description']).lower()}"),
             "next": _said(_TEXT, "Where a browser goes then: a path of this site."),
         },
         optional=["next"],
     )
+
+
+def _session() -> Json:
+    return {
+        "id": {"type": "string", "format": "uuid"},
+        "agent": _said(_TEXT, "What the browser called itself at the login."),
+        "current": _said(_FLAG, "Whether it is the one that asks."),
+        "createdAt": _MOMENT,
+        "lastUsedAt": _said(_MOMENT, "Give or take a day."),
+        "expiresAt": _said(_MOMENT, "Unless it is used: then its end is put off."),
+    }
+
+
+def _account_form() -> Json:
+    optional: Json = {
+        "currentPassword": _PASSWORD,
+        "newPassword": _NEW_PASSWORD,
+        "id": _said(_TEXT, "Of the session or the token."),
+        "name": _TEXT,
+        "scope": {"enum": list(Scope)},
+        "expiresInDays": _said(_TEXT, "Empty: it has no end."),
+    }
+    return _object({"action": {"enum": list(ACTIONS)}, **optional}, optional=optional)
 
 
 def _token_order() -> Json:

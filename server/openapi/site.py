@@ -11,11 +11,16 @@ from server.errors import (
     NotFound,
     PayloadTooLarge,
     Problem,
+    SessionRequired,
     TaskNotFound,
+    TooManyTokens,
     UnsupportedMedia,
+    WrongPassword,
 )
+from server.handlers.parameters import FORM
 from server.metrics import CONTENT_TYPE
 from server.openapi.parts import Json, body, operation, page, parameters, redirect, reply, schema
+from server.poll_replies import JSON
 
 _PAGES = "Pages"
 _OPERATION = "Operation"
@@ -31,6 +36,7 @@ def paths() -> Json:
         },
         "/login": {"get": _account_page("loginPage", "The form to log in")},
         "/register": {"get": _account_page("registerPage", "The form to sign up")},
+        "/account": {"get": _account(), "post": _act_on_account()},
         "/ops": {"get": _page("figuresPage", "The figures of this process")},
         "/docs": {"get": _page("docsPage", "This description, to read", public=True)},
         "/static/{filename}": {"get": _static()},
@@ -87,6 +93,32 @@ def _account_page(name: str, summary: str) -> Json:
         takes=parameters("next"),
         replies={"200": page("The form"), "303": redirect("Logged in already: on to `next`")},
         public=True,
+        html=True,
+    )
+
+
+def _account() -> Json:
+    made = _page("accountPage", "Your account", takes=parameters("limit", "cursor", "done"), refused=[SessionRequired])
+    made["description"] = (
+        "Where you are logged in, your tokens, and the forms for all that the API offers about the account."
+    )
+    return made
+
+
+def _act_on_account() -> Json:
+    return operation(
+        "actOnAccount",
+        "What the forms of that page send",
+        "For browsers; programs use the addresses below `/api/auth/`.",
+        tag=_PAGES,
+        body=body({FORM: schema("AccountForm"), JSON: schema("AccountForm")}, "What is to be done."),
+        replies={
+            "200": page("A token was made: the page that shows it"),
+            "303": redirect("Done: back to the page, or to the login", headers=["Set-Cookie"]),
+        },
+        refused=[NotFound, TooManyTokens, PayloadTooLarge, UnsupportedMedia, WrongPassword, SessionRequired],
+        changes=True,
+        counted=True,
         html=True,
     )
 

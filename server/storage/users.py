@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import argon2
 
 from server.errors import AddressTaken, ConstraintViolated, WrongCredentials
+from server.passwords import normalize
 from server.storage.database import Database
 
 # Two at a time: each takes 64 MiB and a core for a while, and a flood of logins must not take more.
@@ -25,15 +27,35 @@ class User:
 
 
 @dataclass(frozen=True, slots=True)
-class _Account:
+class Account:
+    """What is kept of somebody."""
+
     user_id: str
     email: str
     password_hash: str
+
+    @property
+    def mark(self) -> str:
+        """What only those know who have been logged in to this account since its password was changed.
+
+        The hash is random enough to be the key, and known to nobody; so nothing more must be kept for this.
+        """
+        return hmac.digest(self.password_hash.encode(), b"has been logged in", "sha256").hex()
 
 
 @dataclass(frozen=True, slots=True)
 class _UserId:
     user_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _SecretHash:
+    secret_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskId:
+    task_id: str
 
 
 class Users:
@@ -70,30 +92,67 @@ class Users:
         assert made is not None
         return User(made.user_id, email)
 
+    async def find(self, email: str) -> Account | None:
+        """Return the account with this address, in whatever capitals."""
+        return await self._database.fetch_one("find_account", Account, retry=True, email=email)
+
     async def log_in(self, email: str, password: str) -> User:
-        """Return the user with this address and password.
+        """Return the user with this address and password, as `check` does."""
+        return await self.check(await self.find(email), password)
+
+    async def check(self, account: Account | None, password: str) -> User:
+        """Return the user of this account if the password is right.
 
         Raises:
-            WrongCredentials: the address is unknown or the password wrong; both take the same time.
+            WrongCredentials: it is wrong, or there is no account; both take the same time.
         """
-        account = await self._database.fetch_one("find_account", _Account, retry=True, email=email)
-        right = await self._verify(account.password_hash if account else self._decoy, password)
-        if account is None or not right:
+        right = await self._find_right(account.password_hash if account else self._decoy, password)
+        if account is None or right is None:
             raise WrongCredentials
-        if self._hasher.check_needs_rehash(account.password_hash):
+        if right != normalize(password) or self._hasher.check_needs_rehash(account.password_hash):
+            # Unless it was changed meanwhile.
             await self._database.fetch(
-                "update_password_hash", _UserId, user_id=account.user_id, password_hash=await self._hash(password)
+                "renew_password_hash",
+                _UserId,
+                user_id=account.user_id,
+                before=account.password_hash,
+                password_hash=await self._hash(password),
             )
         return User(account.user_id, account.email)
 
+    async def change_password(self, user: User, password: str, *, but: str) -> list[str]:
+        """Give the account another password and end all its sessions; `but`: except for the one with this key.
+
+        Returns the keys of those that ended.
+        """
+        rows = await self._database.fetch(
+            "change_password",
+            _SecretHash,
+            user_id=user.user_id,
+            password_hash=await self._hash(password),
+            but=bytes.fromhex(but),
+        )
+        return [row.secret_hash for row in rows]
+
+    async def delete(self, user: User) -> list[str]:
+        """Delete the account and all that is its own; returns the ids of its tasks, whose pictures are files."""
+        rows = await self._database.fetch("delete_account", _TaskId, user_id=user.user_id)
+        return [row.task_id for row in rows]
+
     async def _hash(self, password: str) -> str:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._hasher.hash, password)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._hasher.hash, normalize(password))
 
-    async def _verify(self, password_hash: str, password: str) -> bool:
-        def verify() -> bool:
-            try:
-                return self._hasher.verify(password_hash, password)
-            except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
-                return False
+    async def _find_right(self, password_hash: str, password: str) -> str | None:
+        """Return the form of the password that has this hash: what was hashed first was taken as it came."""
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, verify)
+        def find() -> str | None:
+            return next((form for form in forms if self._verify(password_hash, form)), None)
+
+        forms = dict.fromkeys((normalize(password), password))
+        return await asyncio.get_running_loop().run_in_executor(self._executor, find)
+
+    def _verify(self, password_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(password_hash, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
