@@ -86,7 +86,7 @@ class Polling:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """How long a login lasts, and how many are kept in memory."""
+    """How long a login lasts after its last use, and how many are kept in memory."""
 
     days: float = _number(14.0, 0.001, 365.0)
     cache_size: int = _number(100_000, 1, 10_000_000)

@@ -15,6 +15,7 @@ from server.storage.users import User
 
 USER_ID: Final = "user_id"
 EMAIL: Final = "email"
+MARK: Final = "mark"
 LOGIN: Final = web.RequestKey("login", Login)
 _LONGEST_AGENT: Final = 200
 _MOST_MARKS: Final = 5
@@ -79,6 +80,8 @@ class CookieSessions(AbstractStorage):
             return
         secret = await self._sessions.create(User(session[USER_ID], session[EMAIL]), _agent(request))
         self.save_cookie(response, secret, max_age=self._sessions.max_age)
+        if session.get(MARK):
+            self.add_mark(request, response, session[MARK])  # behind it: there are clients that read one cookie only
 
     def _name_in(self, request: web.Request) -> str:
         return self._cookie_name if self._cookie_name in request.cookies else self._bare_name

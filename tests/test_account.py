@@ -282,6 +282,18 @@ async def test_a_token_does_nothing_with_the_account(home: Home, sql: Sql) -> No
     assert await home.alive() == (True, True)
 
 
+async def test_a_page_of_another_user_does_nothing_with_the_account(home: Home) -> None:
+    """It is left open in a tab while somebody else logs in; what its buttons meant was the other account."""
+    page = await home.page()
+    assert page.count('name="action"') == page.count('name="user"') > 4
+    nobody = "00000000-0000-0000-0000-000000000000"
+    for action in ("log-out-everywhere", "make-token", "delete-account"):
+        fields = {"action": action, "user": nobody, "currentPassword": ALICE["password"]}
+        _, text = await home.form(409, **fields)
+        assert "nothing was done" in text
+    assert await home.alive() == (True, True)
+
+
 async def test_another_sites_page_does_nothing_with_the_account(home: Home) -> None:
     for headers in (
         {"Origin": "https://evil.example"},
@@ -374,6 +386,8 @@ async def test_a_picture_is_deleted_also_if_its_owner_does_not_wait(
     )
     await began.wait()
     leaving.cancel()
-    await until(lambda: home.client.server.app[keys.METRICS].value("longpoll_listener_up"))  # type: ignore[attr-defined]
+    counted = home.client.server.app[keys.METRICS].registry  # type: ignore[attr-defined]
+    route = {"route": "/api/auth/delete_account", "method": "POST", "code": "499"}
+    await until(lambda: counted.get_sample_value("longpoll_http_requests_total", route))
     gate.set()
     await until(lambda: deleted == [task_id])

@@ -77,9 +77,14 @@ async def test_every_page_can_be_read_and_used(
     task_ids = [await alice.create(prompt) for prompt in ("a quiet lake", long, "two moons")]
     sql("UPDATE public.image_generations SET status = 'failed', error = %s WHERE task_id = %s", (long, task_ids[1]))
     sql("UPDATE public.image_generations SET status = 'processing', progress = 0.4 WHERE task_id = %s", (task_ids[2],))
+    sql("UPDATE longpoll.sessions SET agent = %s", (long[:200],))
+    async with alice.http.post("/api/auth/tokens", json={"name": long[:100]}) as reply:
+        assert reply.status == 201
     for scheme in ("light", "dark"):
         page, faults = await browser_of(alice, viewport=SIZES[size], color_scheme=scheme)
-        for url in ("/", "/tasks", "/tasks?status=canceled", *(f"/tasks/{each}" for each in task_ids), "/ops", "/docs"):
+        for url in (
+            "/", "/tasks", "/tasks?status=canceled", *(f"/tasks/{each}" for each in task_ids), "/account", "/ops", "/docs",
+        ):  # fmt: skip
             await page.goto(str(alice.http.make_url(url)))
             assert await page.evaluate(FIND_FAULTS) == [], url
         assert faults == []

@@ -10,12 +10,12 @@ from aiohttp import web
 from server.errors import BadRequest, NotSignedIn, Problem
 from server.handlers import account, parameters, tokens
 from server.handlers.login import mark_browser
-from server.identity import signed_in_by_cookie
+from server.identity import check_expected, signed_in_by_cookie
 from server.keys import SESSIONS
 from server.replies import page, say_when_to_retry
 from server.storage.logins import Login
 
-_FIELDS: Final = frozenset({"action", "currentPassword", "newPassword", "id", "name", "scope", "expiresInDays"})
+_FIELDS: Final = frozenset({"action", "user", "currentPassword", "newPassword", "id", "name", "scope", "expiresInDays"})
 DONE: Final = {
     "password": "The password is changed, and every other session has ended.",
     "session": "That session has ended.",
@@ -36,6 +36,7 @@ async def act(request: web.Request) -> web.Response:
     login = await signed_in_by_cookie(request)
     try:
         fields = await parameters.text_fields(request, _FIELDS)
+        check_expected(login.user, fields.get("user"))
         action = ACTIONS.get(fields.get("action", ""))
         if action is None:
             raise BadRequest(f"action must be one of: {', '.join(ACTIONS)}.")

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp_session import get_session, new_session
 
 from server import logs, passwords
-from server.cookies import EMAIL, USER_ID
+from server.cookies import EMAIL, MARK, USER_ID
 from server.errors import BadRequest, Problem
 from server.handlers import parameters
 from server.keys import CLIENTS, COOKIE_SESSIONS, GUESSES, TRACE, USERS
@@ -59,14 +59,12 @@ async def _enter(request: web.Request, template: str, *, registering: bool) -> w
         return response
     request[TRACE].user = user
     session = await new_session(request)
-    session[USER_ID], session[EMAIL] = user.user_id, user.email
+    session[USER_ID], session[EMAIL], session[MARK] = user.user_id, user.email, await _mark(request, user)
     logs.log.info(logs.ACCOUNT_REGISTERED if registering else logs.LOGIN_SUCCEEDED, user_id=user.user_id)
     body = {"user": {"id": user.user_id, "email": user.email}}
-    response = json_reply(body, status=201 if registering else 200)
     if wants_page(request):
-        response = web.Response(status=303, headers={"Location": target})
-    await mark_browser(request, response, user)
-    return response
+        return web.Response(status=303, headers={"Location": target})
+    return json_reply(body, status=201 if registering else 200)
 
 
 async def _authenticate(request: web.Request, email: str, password: str, *, registering: bool) -> User:
@@ -103,9 +101,14 @@ async def check_password(request: web.Request, email: str, password: str) -> Use
 
 async def mark_browser(request: web.Request, response: web.StreamResponse, user: User) -> None:
     """Have the browser show from now on that it has been logged in to this account, whoever guesses at it."""
+    mark = await _mark(request, user)
+    if mark is not None:
+        request.app[COOKIE_SESSIONS].add_mark(request, response, mark)
+
+
+async def _mark(request: web.Request, user: User) -> str | None:
     account = await request.app[USERS].find(user.email)  # its hash may have been renewed just now
-    if account is not None:
-        request.app[COOKIE_SESSIONS].add_mark(request, response, account.mark)
+    return None if account is None else account.mark
 
 
 def safe_target(target: str | None) -> str:

@@ -26,6 +26,7 @@ class HttpStage:
         self._count = tasks
         self._secret = secret
         self._account = account or (f"loadtest-{secrets.token_hex(6)}@loadtest.invalid", secrets.token_urlsafe(12))
+        self._is_own = account is None and secret is None
         self._cookie: str | None = None
         self._token_id: str | None = None
         self._left: set[int] = set()
@@ -89,12 +90,19 @@ class HttpStage:
         return Task(str(reply["taskId"]), secret, int(reply["data"]["version"]))
 
     def _remove(self) -> None:
-        """Delete the tasks and the token. An account can't be deleted: it stays, with nothing in it."""
+        """Delete the tasks and the token; an account of our own with all that is in it."""
         with contextlib.suppress(LoadTestError):  # whatever went wrong was said before
+            if self._is_own and self._delete_account():
+                return
             for task in self.tasks:
                 self._control.request("DELETE", f"/api/generate/tasks/{task.task_id}", headers=self._headers())
             if self._token_id is not None:
                 self._control.request("DELETE", f"/api/auth/tokens/{self._token_id}", headers=self._headers())
+
+    def _delete_account(self) -> bool:
+        password = {"currentPassword": self._account[1]}
+        deleted = self._control.request("POST", "/api/auth/delete_account", password, self._headers())
+        return deleted.status < 300
 
     def _headers(self) -> dict[str, str]:
         if self._cookie is not None:

@@ -223,6 +223,7 @@ def _account_form() -> Json:
     optional: Json = {
         "currentPassword": _PASSWORD,
         "newPassword": _NEW_PASSWORD,
+        "user": _said(_TEXT, "As `Expected-User`."),
         "id": _said(_TEXT, "Of the session or the token."),
         "name": _TEXT,
         "scope": {"enum": list(Scope)},

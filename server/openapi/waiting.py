@@ -42,7 +42,8 @@ def _status() -> Json:
         "Wait for a task to change",
         "The request is held until the task's version isn't the one you name, or the hold ends. Both are a success:"
         " `poll.reason` says which. A hold ends up to a second early, at random. A task that has ended is never waited"
-        " for. States in between may be skipped, the latest never is. A task of somebody else is not found.",
+        " for. States in between may be skipped, the latest never is. A task of somebody else is not found. When the login"
+        " or the token ends while the request is held, it is answered 401 at that moment.",
         tag=_WAITING,
         takes=parameters("taskId", "version", "wait", "until", "client", "If-None-Match", "Prefer"),
         replies={
