@@ -131,6 +131,16 @@ async def test_logging_out_in_one_tab_leaves_nothing_in_the_others(alice: Person
     await expect(other.get_by_text("alice's lake")).to_have_count(0)
 
 
+async def test_logging_out_everywhere_is_a_logout_too(alice: Person, tab: Page) -> None:
+    """Also in a tab whose held poll has been refused before it hears why."""
+    await show_card(tab, alice)
+    await type_prompt(tab, "half a prompt")
+    other = await open_tab(tab.context, alice, "/account")
+    await other.get_by_role("button", name="Log out everywhere").click()
+    await tab.wait_for_url("**/login?next=%2F")
+    assert await tab.evaluate("sessionStorage.length") == 0
+
+
 async def test_logging_in_in_one_tab_opens_the_others(alice: Person, tab: Page) -> None:
     await tab.context.clear_cookies()
     await tab.goto(url_of(alice, "/tasks"))

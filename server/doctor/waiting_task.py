@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ async def waiting_task(database: Database) -> AsyncIterator[tuple[str, str]]:
     user = await database.fetch_one("find_or_make_account", User, email=_EMAIL)
     assert user is not None
     tokens, task_id = Tokens(database, lambda _key: None), f"doctor-{secrets.token_hex(8)}"
-    secret, token = await tokens.create(user, "doctor", Scope.READ, None)
+    end = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)  # if we are killed before it is revoked
+    secret, token = await tokens.create(user, "doctor", Scope.WRITE, end)
     try:
         await database.fetch("create_waiting_task", _Id, user=user.user_id, user_id=user.user_id, task_id=task_id)
         yield task_id, secret

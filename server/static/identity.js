@@ -61,8 +61,15 @@ function hear({ user, left }) {
   if (!pageUser) return user && entering && askAnew();
   if (user === pageUser) return showLost(false);
   if (user) return giveWay();
-  if (left) return askAnew();
+  if (left) return leave();
   look();
+}
+
+/** This page's user has logged out in another tab: what was typed here isn't kept, as it is for a session that ended. */
+function leave() {
+  lost = false; // a held poll may have been refused before
+  forgetDraft();
+  askAnew();
 }
 
 /** Ask the server who is logged in. */
@@ -90,10 +97,12 @@ function listen() {
     channel.postMessage({ user: pageUser, left: !pageUser && sessionStorage.getItem(LEFT) !== null });
   }
   sessionStorage.removeItem(LEFT);
-  document.querySelector("form[action='/api/auth/logout']")?.addEventListener("submit", () => {
-    sessionStorage.setItem(LEFT, "yes");
-    forgetDraft();
-  });
+  for (const form of document.querySelectorAll("form[action='/api/auth/logout'], form[data-leaves]")) {
+    form.addEventListener("submit", () => {
+      sessionStorage.setItem(LEFT, "yes");
+      forgetDraft();
+    });
+  }
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "visible" && performance.now() - lookedAt > LOOK_MS) look();
   });
