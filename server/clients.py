@@ -50,7 +50,8 @@ class Clients:
 
     def is_proxied(self, request: web.BaseRequest) -> bool:
         """Whether a request comes from a proxy whose word is taken."""
-        return bool(self._trusted) and self._is_trusted(request.remote or "")
+        peer = _parse(request.remote or "")
+        return peer is not None and self._is_trusted(peer)
 
     def is_same_origin(self, request: web.BaseRequest) -> bool:
         """Whether a request that changes something comes from a page of ours, or from no page at all."""
@@ -87,8 +88,7 @@ class Clients:
     def _reached(self, request: web.BaseRequest) -> str:
         """Return how this site is called, as far as the request tells."""
         scheme, host = request.scheme, request.host
-        peer = _parse(request.remote or "")
-        if peer is not None and self._is_trusted(peer):
+        if self.is_proxied(request):
             said = _first(request, "X-Forwarded-Proto").lower()
             scheme = said if said in {"http", "https"} else scheme
             host = _first(request, "X-Forwarded-Host") or host

@@ -30,7 +30,7 @@ TEXTS = [
 # What can't stand in a line of HTTP at all, or ends it.
 BREAKERS = [b"\0", b"a\0b", b"\x7f", b"\x01", b"\r", b"\t", b"\x0b"]
 HEADERS = [
-    "Cookie", "Authorization", "Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Content-Encoding",
+    "Host", "Cookie", "Authorization", "Accept", "Accept-Encoding", "Accept-Language", "Content-Type", "Content-Encoding",
     "Content-Length", "Transfer-Encoding", "Connection", "Expect", "Upgrade", "Origin", "Referer", "Sec-Fetch-Site",
     "X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host", "Forwarded", "X-Request-Id", "Range", "If-Range",
     "If-None-Match", "If-Match", "If-Modified-Since", "If-Unmodified-Since", "Prefer", "Idempotency-Key", "User-Agent",
