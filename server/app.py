@@ -170,6 +170,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
         app[keys.SESSIONS],
         app[keys.RATES],
         enabled=polling.park,
+        keepalive_seconds=app[keys.CONFIG].server.keepalive_seconds,
         most_descriptors=descriptors.limit(),
     )
     _add_gauges(app)

@@ -12,6 +12,7 @@ from aiohttp import web
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_SHOWN = 200
+_UNIX = "unix"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -26,20 +27,18 @@ class Clients:
 
     def address(self, request: web.BaseRequest) -> str:
         """Return the client's address: the peer's, or what the nearest trusted proxy has added."""
-        peer = address = _parse(request.remote or "")
-        if peer is None or address is None:
-            return request.remote or "unix"
-        # From the right: each trusted proxy appended the peer that it saw; further left stands what clients claim.
-        # Some proxies append a header line of their own instead (HAProxy's `option forwardfor`): all lines are one list.
-        for hop in reversed(",".join(request.headers.getall("X-Forwarded-For", ())).split(",")):
-            if not self._is_trusted(address):
-                break
-            if hop.strip():
-                nearer = _parse(hop.strip())
-                if nearer is None:
+        if self.is_proxied(request):
+            # From the right: each trusted proxy appended the peer that it saw; further left stands what clients claim.
+            # Some proxies append a header line of their own (HAProxy's `option forwardfor`): all lines are one list.
+            hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
+            for hop in filter(None, map(str.strip, reversed(hops))):
+                address = _parse(hop)
+                if address is None:
                     break  # a proxy that says nothing of use: whoever comes through it is one client
-                address = nearer
-        return str(peer if self._is_trusted(address) else address)
+                if not self._is_trusted(address):
+                    return str(address)
+        peer = _parse(request.remote or "")
+        return str(peer) if peer is not None else request.remote or _UNIX
 
     def network(self, request: web.BaseRequest) -> str:
         """Return what stands for one client where requests are counted: of IPv6, whoever has one address has 2 to the 64."""
@@ -50,8 +49,9 @@ class Clients:
 
     def is_proxied(self, request: web.BaseRequest) -> bool:
         """Whether a request comes from a proxy whose word is taken."""
+        # Whoever may open the file of a unix socket is on this machine, and it is there for a proxy.
         peer = _parse(request.remote or "")
-        return peer is not None and self._is_trusted(peer)
+        return request.remote == "" or (peer is not None and self._is_trusted(peer))
 
     def is_same_origin(self, request: web.BaseRequest) -> bool:
         """Whether a request that changes something comes from a page of ours, or from no page at all."""

@@ -42,6 +42,7 @@ class Server:
 
     host: str = "127.0.0.1"
     port: int = _number(8080, 0, 65535)
+    unix_socket: str = ""
     reuse_port: bool = False
     public_url: str = ""
     allowed_hosts: tuple[str, ...] = ()
@@ -279,6 +280,8 @@ def _is_site(url: str) -> bool:
 
 def _check_together(config: Config) -> None:
     server = config.server
+    if server.unix_socket and server.reuse_port:
+        raise ConfigurationError("server.unix_socket can't be shared: reuse_port, and several processes, need a port")
     if bool(server.tls_certificate) != bool(server.tls_key):
         raise ConfigurationError("server.tls_certificate and server.tls_key belong together: set both or neither")
     if server.public_url and not _is_site(server.public_url):

@@ -43,7 +43,6 @@ from server.waiting.parked import ParkedPoll
 from server.waiting.polling import Polling
 
 STATUS_ROUTE: Final = "/api/generate/status"
-KEEPALIVE_SECONDS: Final = 75.0
 # Requests that a client sends without waiting for the answer to its poll; beyond, it is read no further.
 _MOST_EARLY_BYTES: Final = 64 * 1024
 # How often a connection is seen without a request until it is closed.
@@ -66,10 +65,12 @@ class Parking:
         rates: Rates,
         *,
         enabled: bool,
+        keepalive_seconds: float,
         most_descriptors: int,
     ) -> None:
         """Join those whom a request would meet on its way, for the polls that are asked again.
 
+        `keepalive_seconds`: how long a connection may be without a request.
         `most_descriptors`: how many this process may have. The last ones are for the database and for files.
         """
         self.observer = observer
@@ -77,6 +78,7 @@ class Parking:
         self.sessions = sessions
         self.rates = rates
         self._enabled = enabled
+        self._look_every = keepalive_seconds / _LOOKS
         self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
         self._connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -133,7 +135,7 @@ class Parking:
         """Take a connection in: from now on it is closed if nothing comes for long."""
         self._connections.add(connection)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS / _LOOKS, self._look_for_idle)
+            self._timer = asyncio.get_running_loop().call_later(self._look_every, self._look_for_idle)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection."""
@@ -165,7 +167,7 @@ class Parking:
         # To look at all of them now and then costs less than to take note of each reply.
         self._timer = None
         if self._connections:
-            self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_SECONDS / _LOOKS, self._look_for_idle)
+            self._timer = asyncio.get_running_loop().call_later(self._look_every, self._look_for_idle)
         for connection in self._connections:
             if connection.waits_for_request:
                 connection.looks += 1

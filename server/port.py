@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import ssl
@@ -16,6 +17,7 @@ from server.config import Server
 from server.errors import ConfigurationError
 from server.handover import HANDSHAKE_SECONDS, hear_no_syn
 from server.poll_handler import PollServer
+from server.unix_socket import UnixSocket
 
 # How long a connection that was made last may take to bring its first request, its TLS handshake included.
 PATIENCE_SECONDS: Final = 0.8
@@ -33,6 +35,7 @@ class Port:
     def __init__(self, app: web.Application, settings: Server, tls: ssl.SSLContext | None) -> None:
         """Take note; `open` listens. The application must not have been started."""
         self._settings = settings
+        self._unix_socket = UnixSocket(settings.unix_socket)
         self._tls = tls
         self._make_protocol: web.Server | None = None
         self._listening: asyncio.Server | None = None
@@ -42,7 +45,7 @@ class Port:
         app.on_response_prepare.append(self._answered)
 
     async def open(self, make_protocol: web.Server) -> int:
-        """Listen; returns the port's number.
+        """Listen; returns the port's number, 0 for a unix socket.
 
         Raises:
             ConfigurationError: the address can't be used.
@@ -51,18 +54,32 @@ class Port:
         if isinstance(make_protocol, PollServer):
             make_protocol.begun = self._begun
         try:
-            self._listening = await asyncio.get_running_loop().create_server(
-                self._meet,
-                settings.host,
-                settings.port,
-                ssl=self._tls,
-                reuse_port=settings.reuse_port or None,
-                backlog=_BACKLOG,
-            )
+            self._listening = await self._listen(settings)
         except OSError as error:
-            reason = error.strerror or error
-            raise ConfigurationError(f"can't listen on {settings.host}:{settings.port}: {reason}") from error
-        return int(self._listening.sockets[0].getsockname()[1])
+            address = settings.unix_socket or f"{settings.host}:{settings.port}"
+            raise ConfigurationError(f"can't listen on {address}: {error.strerror or error}") from error
+        name = self._listening.sockets[0].getsockname()
+        return int(name[1]) if isinstance(name, tuple) else 0
+
+    async def _listen(self, settings: Server) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if settings.unix_socket:
+            return await loop.create_unix_server(
+                self._meet, sock=self._unix_socket.open(), ssl=self._tls, backlog=_BACKLOG
+            )
+        if _is_any_ipv6(settings.host) and socket.has_dualstack_ipv6():
+            # asyncio would have it hear IPv6 alone.
+            address, reuse_port = (settings.host, settings.port), settings.reuse_port
+            both = socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True, reuse_port=reuse_port)
+            return await loop.create_server(self._meet, sock=both, ssl=self._tls, backlog=_BACKLOG)
+        return await loop.create_server(
+            self._meet,
+            settings.host,
+            settings.port,
+            ssl=self._tls,
+            reuse_port=settings.reuse_port or None,
+            backlog=_BACKLOG,
+        )
 
     async def close(self) -> None:
         """Stop listening, and return when everybody who has connected lately was answered or has had time enough."""
@@ -70,7 +87,9 @@ class Port:
         loop = asyncio.get_running_loop()
         # One's own descriptors: those of the loop are closed by close(), together with the kernel's queue.
         sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in self._listening.sockets]
-        if self._settings.reuse_port and all(hear_no_syn(each) for each in sockets):
+        if self._settings.unix_socket:
+            self._unix_socket.remove()
+        elif self._settings.reuse_port and all(hear_no_syn(each) for each in sockets):
             await asyncio.sleep(HANDSHAKE_SECONDS)
         for listening in self._listening.sockets:
             loop.remove_reader(listening.fileno())
@@ -111,6 +130,14 @@ class Port:
                 break  # they stand in the order in which they came
             del self._arrived[protocol]
         self._timer = asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._forget) if self._arrived else None
+
+
+def _is_any_ipv6(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.version == 6 and address.is_unspecified
 
 
 def _take_queue(listening: socket.socket) -> Iterator[socket.socket]:

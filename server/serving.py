@@ -30,7 +30,6 @@ from server.errors import ConfigurationError
 from server.generation.worker import Worker
 from server.handlers import ops
 from server.metrics import Metrics
-from server.parking import KEEPALIVE_SECONDS
 from server.port import Port
 from server.protocol import Runner
 from server.pulse import keep_tame, tame_collector
@@ -128,7 +127,7 @@ async def _worker_site(config: Config, metrics: Metrics, background: Background)
         yield ""
         return
     app = web.Application()
-    app[keys.METRICS], app[keys.BACKGROUND] = metrics, background
+    app[keys.CONFIG], app[keys.METRICS], app[keys.BACKGROUND] = config, metrics, background
     app.add_routes([web.get("/metrics", ops.exposition), web.get("/healthz", ops.healthz)])
     runner = web.AppRunner(app, access_log=None, logger=server_logger(metrics), shutdown_timeout=_LAST_REQUESTS_SECONDS)
     await runner.setup()
@@ -168,7 +167,7 @@ def make_runner(app: web.Application) -> web.AppRunner:
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
         logger=server_logger(app[keys.METRICS]),
-        keepalive_timeout=KEEPALIVE_SECONDS,
+        keepalive_timeout=app[keys.CONFIG].server.keepalive_seconds,
         shutdown_timeout=_LAST_REQUESTS_SECONDS,
     )
 
@@ -217,17 +216,18 @@ def tls_context(config: Config) -> ssl.SSLContext | None:
 def _announce(config: Config, port: int, where: str, app: web.Application) -> None:
     scheme = "https" if config.server.tls_certificate else "http"
     host = f"[{config.server.host}]" if ":" in config.server.host else config.server.host
+    address = f"unix:{config.server.unix_socket}" if config.server.unix_socket else f"{scheme}://{host}:{port}"
     site = f" ({config.server.public_url})" if is_https(config) and config.server.public_url else ""
     workers = len(app[WORKERS])
     print(
-        f"Listening on {scheme}://{host}:{port}{site} with {workers} worker{'' if workers == 1 else 's'}\n"
+        f"Listening on {address}{site} with {workers} worker{'' if workers == 1 else 's'}\n"
         f"Data lies {where}, pictures in {app[keys.IMAGES].folder}\n"
         "Stop with Ctrl-C",
         file=sys.stderr,
         flush=True,
     )
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    logs.log.info(logs.SERVER_STARTED, host=config.server.host, port=port, workers=workers, event_loop=loop)
+    logs.log.info(logs.SERVER_STARTED, address=address, workers=workers, event_loop=loop)
 
 
 def log_stop(number: signal.Signals) -> None:

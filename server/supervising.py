@@ -26,6 +26,8 @@ _LEAVE_SECONDS: Final = 8.0
 
 async def serve(config: Config, dsn: str, where: str, processes: int) -> int:
     """Bring the schema up to date and have that many processes serve until SIGINT, SIGTERM or SIGHUP."""
+    if config.server.unix_socket:
+        raise ConfigurationError("several processes share a port; server.unix_socket is for one: leave it empty")
     await serving.bring_up_to_date(config, dsn)
     patience = config.server.drain_seconds + _LEAVE_SECONDS
     with _reserved_port(config) as port, signals.told_to_stop(serving.log_stop) as told:

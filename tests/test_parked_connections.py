@@ -117,9 +117,9 @@ async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(al
 
 @pytest.mark.parametrize("asked_before", [False, True])
 async def test_a_connection_on_which_nothing_comes_is_closed_after_a_while(
-    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch, *, asked_before: bool
+    start: Start, enter: Enter, sql: Sql, *, asked_before: bool
 ) -> None:
-    monkeypatch.setattr(parking, "KEEPALIVE_SECONDS", 0.2)
+    alice = await enter(await start(server={"keepalive_seconds": 0.2}))
     task_id = await alice.create()
     async with connect_to(alice) as connection, connect_to(alice) as other:
         if asked_before:

@@ -7,8 +7,9 @@ import contextlib
 import dataclasses
 import socket
 import ssl
+import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,91 @@ async def test_an_address_that_cannot_be_used_is_named(house: House, settings: S
     with pytest.raises(ConfigurationError, match=rf"can't listen on 127\.0\.0\.1:{house.number}: "):
         async with open_house(taken):
             pass
+
+
+async def test_every_address_is_listened_on_by_the_one_that_means_any(settings: Server) -> None:
+    for host in ("::", "0:0:0:0:0:0:0:0"):
+        async with open_house(dataclasses.replace(settings, host=host)) as house:
+            for address in ("127.0.0.1", "::1"):
+                reader, writer = await asyncio.open_connection(address, house.number)
+                writer.write(REQUEST)
+                assert await read_status(reader) == b"HTTP/1.1 200 OK\r\n"
+                writer.close()
+
+
+async def test_processes_share_every_address(settings: Server) -> None:
+    shared = dataclasses.replace(settings, host="::", reuse_port=True)
+    async with open_house(shared) as one, open_house(dataclasses.replace(shared, port=one.number)) as other:
+        assert one.number == other.number
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """One whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="lp", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+async def ask_at(path: Path) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(REQUEST)
+    status = await read_status(reader)
+    writer.close()
+    return status
+
+
+async def test_a_unix_socket_is_listened_on_and_removed(settings: Server, short_folder: Path) -> None:
+    path = short_folder / "socket"
+    async with open_house(dataclasses.replace(settings, unix_socket=str(path))) as house:
+        assert house.number == 0
+        assert path.stat().st_mode & 0o777 == 0o666
+        assert await ask_at(path) == b"HTTP/1.1 200 OK\r\n"
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(20)]
+        for client in waiting:
+            client.connect(str(path))
+            client.sendall(REQUEST)
+        await house.close()
+        for client in waiting:
+            with client:
+                client.settimeout(10)
+                assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert not path.exists()
+
+
+async def test_what_a_dead_process_has_left_gives_way(settings: Server, short_folder: Path) -> None:
+    path = short_folder / "socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    async with open_house(dataclasses.replace(settings, unix_socket=str(path))):
+        assert await ask_at(path) == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_living_process_and_a_file_do_not_give_way(settings: Server, short_folder: Path) -> None:
+    path = short_folder / "socket"
+    ours = dataclasses.replace(settings, unix_socket=str(path))
+    async with open_house(ours):
+        with pytest.raises(ConfigurationError, match=f"can't listen on {path}: another process listens there"):
+            async with open_house(ours):
+                pass
+        assert await ask_at(path) == b"HTTP/1.1 200 OK\r\n"
+    path.write_text("somebody's own")
+    with pytest.raises(ConfigurationError, match="in use"):
+        async with open_house(ours):
+            pass
+    assert path.read_text() == "somebody's own"
+    for other in (short_folder / "nowhere" / "socket", short_folder / ("x" * 200)):
+        with pytest.raises(ConfigurationError, match="can't listen on"):
+            async with open_house(dataclasses.replace(settings, unix_socket=str(other))):
+                pass
+
+
+async def test_a_file_that_is_another_processs_by_now_is_left(settings: Server, short_folder: Path) -> None:
+    path = short_folder / "socket"
+    async with open_house(dataclasses.replace(settings, unix_socket=str(path))):
+        path.unlink()
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(str(path))
+    assert path.is_socket()
 
 
 def can_filter() -> bool:
