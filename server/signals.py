@@ -29,6 +29,8 @@ STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # A wrapper (make, npm, uv) passes on the Ctrl-C that the terminal has sent to its whole group: twice is once then.
 _SAME_SECONDS: Final = 0.5
 _AGAIN_SECONDS: Final = 0.01
+# Time enough for what is cleaned up in a `finally`.
+_CANCEL_AGAIN_SECONDS: Final = 3.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -121,12 +123,18 @@ def told_to_stop(tell: Callable[[signal.Signals], object]) -> Iterator[asyncio.E
         tell(number)
         told.set()
 
-    if task.cancelling():
-        told.set()  # until Python 3.12, wait_for() may swallow a cancellation: so it isn't lost
+    if is_canceled():
+        told.set()
     with handling(
         lambda number: loop.call_soon_threadsafe(stop, number), lambda _number: loop.call_soon_threadsafe(task.cancel)
     ):
         yield told
+
+
+def is_canceled() -> bool:
+    """Whether the current task was canceled, which wait_for() may have swallowed (until Python 3.12)."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class Cancellation:
@@ -162,7 +170,13 @@ class Cancellation:
     def _cancel(self, number: signal.Signals) -> None:
         self._number = number
         if self._loop is not None and self._task is not None and not self._task.done():
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._loop.call_soon_threadsafe(self._cancel_until_done, self._loop, self._task)
+
+    def _cancel_until_done(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+        # Until Python 3.12, wait_for() swallows a cancellation that comes as its future is done, and aiopg waits by it.
+        if not task.done():
+            task.cancel()
+            loop.call_later(_CANCEL_AGAIN_SECONDS, self._cancel_until_done, loop, task)
 
 
 def _handled() -> list[signal.Signals]:

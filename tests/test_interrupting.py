@@ -318,6 +318,20 @@ async def test_a_cancellation_that_was_swallowed_is_not_lost() -> None:
     assert await serving
 
 
+def test_a_cancellation_that_was_swallowed_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_CANCEL_AGAIN_SECONDS", 0.01)
+    cancellation = signals.Cancellation()
+
+    async def main() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(5)
+        await asyncio.sleep(5)
+
+    with cancellation.handling(), asyncio.Runner() as runner, pytest.raises(signals.Interrupted):
+        runner.run(cancellation.run(main))
+
+
 async def test_a_second_signal_ends_a_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "_SAME_SECONDS", -1.0)
     told_by: list[signal.Signals] = []

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from server import logs
+from server import logs, signals
 from server.config import Config
 from server.doctor import changes, connections, machine, pictures, postgres, site
 from server.doctor.deployment import Deployment
@@ -67,6 +67,8 @@ async def examine(deployment: Deployment, report: Report, checks: Sequence[Check
         if found.verdict in {Verdict.OK, Verdict.WARNING}:
             sound.add(check.name)
         report.end(found)
+        if signals.is_canceled():
+            raise asyncio.CancelledError
     return report.close()
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
+
+import pytest
 
 from server.config import Config
 from server.doctor.deployment import Deployment
@@ -74,3 +78,19 @@ async def test_the_name_of_a_check_is_seen_while_it_runs() -> None:
         return ok("fine")
 
     assert await examine(Deployment(Config(), ""), Report(stream), [Check("hold", look)]) == 0
+
+
+async def test_no_check_follows_an_interrupt_that_a_check_has_swallowed() -> None:
+    """As aiopg may, by wait_for() of Python 3.11."""
+
+    async def swallow(_deployment: Deployment) -> Finding:
+        task = asyncio.current_task()
+        assert task
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        return ok("fine")
+
+    examining = asyncio.create_task(examine_with(Check("a", swallow), check("b", ok("fine"))))
+    with pytest.raises(asyncio.CancelledError):
+        await examining
