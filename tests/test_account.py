@@ -366,6 +366,23 @@ async def test_strangers_are_sent_to_the_login(start: Start) -> None:
         assert (reply.status, reply.headers["Location"]) == (303, "/login?next=%2Faccount")
 
 
+async def test_an_account_goes_though_its_pictures_cannot_be_deleted_just_now(home: Home, sql: Sql) -> None:
+    """Its rows are gone by then: to say that it failed would be untrue. The sweep finds the files later."""
+    images: FileImages = home.client.server.app[keys.IMAGES]  # type: ignore[attr-defined]
+    for _ in range(2):
+        home.client.session.cookie_jar.clear()
+        reply = await post(home.client, "/api/generate", 202, json={"prompt": "x"}, headers=home.here)
+        await images.put(f"{(await reply.json())['taskId']}.1.png", b"\x89PNG")
+    stuck = next(images.folder.glob("??/*.png"))
+    stuck.unlink()
+    stuck.mkdir()  # what can't be unlinked, whoever asks
+    body = {"currentPassword": ALICE["password"]}
+    reply = await home.api("POST", "/api/auth/delete_account", 204, json=body)
+    assert cookie_of(reply).value == ""
+    assert sql("SELECT count(*) FROM auth.users") == [(0,)]
+    assert list(images.folder.glob("??/*.png")) == [stuck], "all but that one"
+
+
 async def test_a_picture_is_deleted_also_if_its_owner_does_not_wait(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

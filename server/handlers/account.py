@@ -13,8 +13,9 @@ from server import logs, passwords
 from server.errors import BadRequest, NotFound, WrongCredentials, WrongPassword
 from server.handlers import parameters
 from server.handlers.login import check_password, mark_browser
+from server.handlers.orders import discard_pictures
 from server.identity import signed_in_by_cookie
-from server.keys import IMAGES, SESSIONS, USERS
+from server.keys import SESSIONS, USERS
 from server.replies import json_reply
 from server.storage.logins import Login
 from server.storage.sessions import Session
@@ -94,12 +95,12 @@ async def leave(request: web.Request, login: Login, current: str) -> None:
     (await get_session(request)).invalidate()
     logs.log.info(logs.ACCOUNT_DELETED, user_id=login.user.user_id, tasks=len(task_ids))
     # The rows are gone: a client that leaves now must not leave its pictures behind.
-    await asyncio.shield(_delete_pictures(request.app, task_ids))
+    await asyncio.shield(_discard_pictures(request, task_ids))
 
 
-async def _delete_pictures(app: web.Application, task_ids: list[str]) -> None:
+async def _discard_pictures(request: web.Request, task_ids: list[str]) -> None:
     for task_id in task_ids:
-        await app[IMAGES].delete_task(task_id)
+        await discard_pictures(request, task_id)
 
 
 async def _confirm(request: web.Request, login: Login, current: str) -> None:
