@@ -105,7 +105,8 @@ class CookieSessions(AbstractStorage):
 
     @property
     def _marks_name(self) -> str:
-        return f"{self.cookie_name}-known"
+        # Not the session's name with something behind it: who looks for that by how it begins finds one cookie only.
+        return self.cookie_name.replace("longpoll", "known-longpoll", 1)
 
     def prolong_cookie(self, request: web.Request, response: web.StreamResponse) -> None:
         """Have the browser keep its cookie for as long as the session now lasts.

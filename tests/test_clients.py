@@ -55,8 +55,9 @@ def forwarded(*values: str) -> list[tuple[str, str]]:
         # What a proxy adds is no address: all who come through it are one client, whatever stands further left.
         ("127.0.0.1", forwarded("198.51.100.1, unknown"), "127.0.0.1"),
         ("127.0.0.1", forwarded("198.51.100.1, unknown, 10.1.2.3"), "127.0.0.1"),
-        # A unix socket has none.
-        ("", forwarded("198.51.100.1"), "unix"),
+        # A unix socket has none, and is there for a proxy.
+        ("", [], "unix"),
+        ("", forwarded("198.51.100.1"), "198.51.100.1"),
     ],
 )
 def test_the_address_of_a_client(peer: str, headers: list[tuple[str, str]], address: str) -> None:
