@@ -334,3 +334,14 @@ async def test_what_is_no_picture_is_never_sent(alice: Person, sql: Sql) -> None
 async def has_ended(person: Person, task_id: str) -> bool:
     body = await person.status(task_id, wait=0)
     return bool(body["poll"]["next"] == "stop")
+
+
+async def test_a_seed_that_is_whole_may_be_written_with_a_point(alice: Person) -> None:
+    """To JSON Schema 7.0 is a whole number, and to this server it is the same order."""
+    ids = set()
+    for seed in (7, 7.0):
+        headers = {"Idempotency-Key": "once"}
+        async with alice.http.post("/api/generate", json={"prompt": "a lake", "seed": seed}, headers=headers) as reply:
+            assert reply.status == 202
+            ids.add((await reply.json())["taskId"])
+    assert len(ids) == 1

@@ -27,7 +27,7 @@ from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.handlers import orders, parameters
 from server.handlers.login import safe_target
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
-from server.identity import check_expected, find_user, signed_in_user
+from server.identity import EXPECTED_USER, check_expected, find_user, signed_in_user
 from server.keys import CLIENTS, CONFIG, COOKIE_SESSIONS, RATES, TASKS, TRACE
 from server.replies import page, problem_reply, wants_page
 from server.storage.cleaning import retention
@@ -65,7 +65,8 @@ async def _create(request: web.Request, fields: dict[str, str]) -> Task | str:
         await orders.read_form(request, fields, known=_FORM_FIELDS, with_image=False)  # to show it again
         raise user
     image = await orders.read_form(request, fields, known=_FORM_FIELDS)
-    check_expected(user, fields.get("user") or None)
+    for expected in (fields.get("user") or None, request.headers.get(EXPECTED_USER)):
+        check_expected(user, expected)
     kind = "advanced" if fields.get("type") == "advanced" else "basic"
     shown = fields if kind == "advanced" else {**fields, "seed": ""}
     order = await orders.make_order(request, kind, shown, image if kind == "advanced" else None)

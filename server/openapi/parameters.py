@@ -33,12 +33,13 @@ def _asked_about() -> Json:
             "task",
             {
                 "type": "array",
-                "items": {"type": "string"},
+                "items": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}(:[0-9]{1,18})?$"},
                 "minItems": 1,
                 "maxItems": MAX_BATCH,
                 "uniqueItems": True,
             },
-            "`ID:VERSION`, once for each task: the last version you have seen of it. Without a version, 0 is taken.",
+            "`ID:VERSION`, once for each task: the last version you have seen of it. Without a version, 0 is taken. An id that"
+            " no task can have is not found; one that is there twice is refused.",
             required=True,
         ),
         "client": _query(
@@ -77,7 +78,7 @@ def _waiting(hold_seconds: float) -> Json:
 def _listing() -> Json:
     return {
         "limit": _query("limit", {"type": "integer", "minimum": 1, "maximum": 100, "default": 20}, "How many at most."),
-        "cursor": _query("cursor", {"type": "string"}, "The `nextCursor` of the page before."),
+        "cursor": _query("cursor", {"type": "string"}, "The `nextCursor` of the page before; nothing else is taken."),
         "status": _query("status", {"enum": [*STATUSES, "all", ""]}, "Only tasks with this status."),
         "done": _query("done", {"type": "string"}, "What a form has just done, to be said on the page."),
         "next": _query("next", {"type": "string"}, "Where to go afterwards: a path of this site."),
