@@ -23,13 +23,13 @@ import asyncio
 import random
 import ssl
 import time
-from collections import deque
 from typing import Final, cast
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from server import logs, repeats, wire
+from server.departures import CONTINUE
 from server.errors import Problem, TooManyRequests, Unavailable
 from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
 from server.poll_handler import PollHandler, PollServer
@@ -38,6 +38,7 @@ from server.rates import Rates
 from server.repeats import Again
 from server.storage.sessions import Sessions
 from server.storage.tasks import Task
+from server.turnstile import Turnstile
 from server.waiting.answers import Answer
 from server.waiting.parked import ParkedPoll
 from server.waiting.polling import Polling
@@ -47,8 +48,6 @@ STATUS_ROUTE: Final = "/api/generate/status"
 _MOST_EARLY_BYTES: Final = 64 * 1024
 # How often a connection is seen without a request until it is closed.
 _LOOKS: Final = 5
-# How many requests may be begun in one turn of the loop.
-_BEGUN_AT_ONCE: Final = 32
 # Beside those of clients: the pool, the listener, pictures, static files, whoever asks how the process is.
 _DESCRIPTORS_BESIDE: Final = 128
 _UNWELCOME_SECONDS: Final = 1.0
@@ -83,7 +82,7 @@ class Parking:
         self._connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._crowd: Crowd | None = None
-        self._queue: deque[Connection] = deque()
+        self.turnstile = Turnstile()
 
     @property
     def closing(self) -> bool:
@@ -141,20 +140,6 @@ class Parking:
         """Forget a connection."""
         self._connections.discard(connection)
 
-    def hand_over(self, connection: Connection) -> None:
-        """Let aiohttp have the connection, in its turn."""
-        self._queue.append(connection)
-        if len(self._queue) == 1:
-            asyncio.get_running_loop().call_soon(self._hand_over_some)
-
-    def _hand_over_some(self) -> None:
-        # A crowd that comes at once would have all of aiohttp's objects made at once, and memory once taken is kept.
-        loop = asyncio.get_running_loop()
-        for _ in range(min(len(self._queue), _BEGUN_AT_ONCE)):
-            loop.call_soon(self._queue.popleft().proceed)
-        if self._queue:
-            loop.call_soon(self._hand_over_some)
-
     def close(self) -> None:
         """Close every connection that waits for a request; those with a poll are closed as they are answered."""
         if self._timer is not None:
@@ -181,6 +166,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_again",
         "_early",
+        "_ended",
         "_manner",
         "_parking",
         "_poll",
@@ -202,6 +188,7 @@ class Connection(asyncio.Protocol):
         self._manner = PLAIN
         self._again: Again | None = None
         self._early = b""
+        self._ended = False
         self._writing_paused = False
         self._unwelcome = False
         self.looks = 0
@@ -210,8 +197,6 @@ class Connection(asyncio.Protocol):
     def waits_for_request(self) -> bool:
         """Whether nothing has been asked, or everything was answered."""
         return self._poll is None
-
-    # What holds a poll -------------------------------------------------------------------------------------------------
 
     def hold(self, poll: ParkedPoll[Task], trace: Trace, manner: Manner, again: Again | None) -> None:
         """Wait for this poll's answer, of which it tells `answer`. `again`: how to know the poll when it comes again."""
@@ -223,10 +208,12 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             self._end_unheard()
             return
-        self._transport = transport
+        self._transport, self._ended = transport, handler.ended
         self._parking.add(self)
         transport.set_protocol(self)
         handler.let_go()
+        if self._ended:
+            self._server.departures.watch(transport, self._interim)
 
     def abandon(self) -> None:
         """Have the poll forgotten: its client has gone."""
@@ -240,8 +227,6 @@ class Connection(asyncio.Protocol):
         if trace is not None:
             self._finish(trace, STATUS_OF_NOBODY)
 
-    # The answer --------------------------------------------------------------------------------------------------------
-
     def answer(self, answer: Answer[Task], held_seconds: float) -> None:
         """Write the reply, and wait for the next request or close."""
         self._poll = None
@@ -252,12 +237,12 @@ class Connection(asyncio.Protocol):
         crowd = self._parking.crowd(answer)
         trace.held = crowd.outcome, held_seconds, crowd.news
         transport.write(self._whole_reply(crowd, held_seconds, trace))
-        if crowd.close:
+        if crowd.close or (self._ended and not self._early):
             transport.close()
             return
         self.looks = 0
         if self._early:
-            self._parking.hand_over(self)
+            self._parking.turnstile.admit(self.proceed)
 
     def _whole_reply(self, crowd: Crowd, held_seconds: float, trace: Trace) -> bytes:
         try:
@@ -275,8 +260,6 @@ class Connection(asyncio.Protocol):
         seconds = time.perf_counter() - trace.started
         self._parking.observer.request_finished(trace, "GET", STATUS_ROUTE, STATUS_ROUTE, status, seconds)
 
-    # The next request --------------------------------------------------------------------------------------------------
-
     def data_received(self, data: bytes) -> None:
         """Keep what comes before the answer; what comes after it is the same poll again, or a request for aiohttp."""
         if self._unwelcome:
@@ -285,10 +268,22 @@ class Connection(asyncio.Protocol):
         if self._poll is None and not self._early and self._ask_again(data):
             return
         if self._poll is None and not self._early:
-            self._parking.hand_over(self)
+            self._parking.turnstile.admit(self.proceed)
         self._early += data
         if len(self._early) > _MOST_EARLY_BYTES and self._transport is not None:
             self._transport.pause_reading()
+            self._server.departures.watch(self._transport, self._interim)
+
+    def eof_received(self) -> bool:
+        """Keep the connection while a reply is owed to a client that sends no more, unless it turns out to have gone."""
+        if self._transport is None or (self._poll is None and not self._early):
+            return False
+        self._ended = True
+        self._server.departures.watch(self._transport, self._interim)
+        return True
+
+    def _interim(self) -> bytes:
+        return b"" if self._poll is None else CONTINUE
 
     def _ask_again(self, data: bytes) -> bool:
         """Hold the poll if it is the last one with another version, and still nothing but waiting will do."""
@@ -330,10 +325,13 @@ class Connection(asyncio.Protocol):
         self._parking.remove(self)
         early, self._early = self._early, b""
         self._transport = self._again = None
+        self._server.departures.forget(transport)
         transport.resume_reading()
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(early)
+        if self._ended and not handler.eof_received():
+            transport.close()
         asyncio.get_running_loop().call_soon(self._server.begun, self)  # behind aiohttp's first step
 
     # What the transport tells ------------------------------------------------------------------------------------------
@@ -358,7 +356,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.resume_reading()
         if self._poll is None and self._early:
-            self._parking.hand_over(self)
+            self._parking.turnstile.admit(self.proceed)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Let the poll go, or stop waiting for a request."""

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from server.departures import CONTINUE, Departures
 
 MOST_HEADER_BYTES: Final = 32 * 1024
 MOST_LINE_BYTES: Final = 8190  # of the first line
@@ -25,7 +27,7 @@ class PollHandler(RequestHandler):
     It also knows whether its parser has swallowed part of a next request.
     """
 
-    __slots__ = ("_chunks", "_last_chunk", "_unfinished", "server")
+    __slots__ = ("_chunks", "_last_body", "_last_chunk", "_unfinished", "ended", "server")
 
     def __init__(self, server: PollServer, **options: object) -> None:
         """Begin as aiohttp's does."""
@@ -34,6 +36,8 @@ class PollHandler(RequestHandler):
         self.server = server
         self._chunks = 0
         self._last_chunk = b""
+        self._last_body: StreamReader | None = None
+        self.ended = False  # the client has said that it sends no more
         self._unfinished: bytearray | None = None  # the head that is being read, if it came in pieces
 
     def data_received(self, data: bytes) -> None:
@@ -42,6 +46,7 @@ class PollHandler(RequestHandler):
         self._last_chunk = data
         if self._waiter is None and self._request_count:
             super().data_received(data)  # a body, or what is behind the request in hand
+            self._note_last_request()
             return
         if self._unfinished is not None:
             self._unfinished += data
@@ -51,10 +56,50 @@ class PollHandler(RequestHandler):
             return
         count = self._request_count
         super().data_received(data)
+        self._note_last_request()
         if self._request_count == count:
             self._wait_for_rest(data)
         elif self._messages and isinstance(self._messages[-1][0], RawRequestMessage):
             self._unfinished = None
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection while replies are owed to a client that sends no more, unless it turns out to have gone."""
+        owes_replies = self._waiter is None and self._last_body is not None and self._last_body.is_eof()
+        if self.transport is None or not owes_replies or self.ssl_context is not None:
+            return False  # asyncio doesn't know half a TLS connection
+        self.ended = True
+        self.server.departures.watch(self.transport, self.interim)
+        return True
+
+    def _note_last_request(self) -> None:
+        if self._messages:
+            self._last_body = self._messages[-1][1]
+
+    def interim(self) -> bytes | None:
+        """Return what may be written now, to learn whether the client is still there (see `departures`)."""
+        request = self._current_request
+        if request is None or request.writer.output_size:
+            return b""
+        return CONTINUE if request.version >= HttpVersion11 and self.ssl_context is None else None
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Send the reply; the last one to a client that sends no more ends the connection."""
+        if self.ended and not self._messages:
+            resp.force_close()
+        return await super().finish_response(request, resp, start_time)
+
+    def _pause_transport_reading(self) -> None:
+        """Read no further, and have somebody else look whether the client is still there."""
+        super()._pause_transport_reading()
+        if self.transport is not None:
+            self.server.departures.watch(self.transport, self.interim)
+
+    def _resume_transport_reading(self) -> None:
+        super()._resume_transport_reading()
+        if self.transport is not None and not self.ended:
+            self.server.departures.forget(self.transport)
 
     @property
     def head(self) -> bytes:
@@ -136,6 +181,7 @@ class PollServer(web.Server):
         self._connect = connect
         self._handler = handler
         self.head_seconds = head_seconds
+        self.departures = Departures()
         self.begun: Callable[[asyncio.BaseProtocol], None] = _ignore
 
     def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]

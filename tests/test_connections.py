@@ -24,7 +24,7 @@ from tests.raw_http import connect, connect_to, request, status_request
 CROWD = 2000
 
 
-@pytest.mark.parametrize("leaves", ["aborts", "half-closes", "closes"])
+@pytest.mark.parametrize("leaves", ["aborts", "closes"])
 async def test_the_waiter_of_a_client_that_left_is_gone(alice: Person, leaves: str) -> None:
     task_id = await alice.create()
     async with connect_to(alice) as connection:
@@ -32,8 +32,6 @@ async def test_the_waiter_of_a_client_that_left_is_gone(alice: Person, leaves: s
         await until(lambda: alice.held == 1)
         if leaves == "aborts":
             connection.abort()
-        elif leaves == "half-closes":
-            connection.half_close()
         else:
             connection.writer.close()
         await until(lambda: alice.held == 0, seconds=5)
@@ -64,7 +62,7 @@ async def test_a_pipelined_request_is_answered_after_the_one_before_it(alice: Pe
         sql("UPDATE public.image_generations SET status = 'processing'")
         first, second = await connection.reply(), await connection.reply()
     assert json.loads(first.body)["data"]["version"] == 2
-    assert json.loads(second.body) == {"status": "ok"}
+    assert json.loads(second.body)["status"] == "ok"
 
 
 async def test_http_1_0_is_held_and_then_closed(alice: Person, sql: Sql) -> None:

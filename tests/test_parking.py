@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server import keys, parking, poll_replies
+from server import keys, poll_replies, turnstile
 from server.poll_handler import PollHandler, PollServer
 from server.waiting.parked import ParkedPoll
 from server.waiting.waiters import TaskHold
@@ -71,7 +71,7 @@ async def test_a_crowd_that_comes_at_once_is_begun_a_few_at_a_time(
         connection.writer.write(status_request(alice, task_id, version=1).encode())
     await until(lambda: alice.held == 400)
     await asyncio.gather(*(each.__aexit__(None, None, None) for each in asked))
-    assert most <= 4 * parking._BEGUN_AT_ONCE
+    assert most <= 4 * turnstile._BEGUN_AT_ONCE
 
 
 # The same replies ------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ async def test_half_a_request_behind_a_poll_is_answered_when_the_rest_has_come(a
             sql(PROCESSING)
             assert (await connection.reply()).status == 200
             await connection.send(half[20:])
-            assert json.loads((await connection.reply()).body) == {"status": "ok"}
+            assert json.loads((await connection.reply()).body)["status"] == "ok"
 
 
 async def test_a_poll_that_comes_in_pieces_is_parked_all_the_same(alice: Person, sql: Sql) -> None:

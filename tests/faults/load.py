@@ -74,6 +74,7 @@ class Channel:
         return status, body
 
     def close(self) -> None:
+        """Leave with a FIN, as a client does that is closed."""
         self._writer.close()
 
     def reset(self) -> None:
@@ -82,10 +83,6 @@ class Channel:
         if not self._writer.is_closing():
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self._writer.transport.abort()
-
-    def finish(self) -> None:
-        """Say that nothing more will be asked, with a FIN, and go on reading."""
-        self._writer.write_eof()
 
 
 class Poller:

@@ -50,7 +50,7 @@ def ask_all(crowd: list[Channel], account: Account, task_ids: list[str]) -> list
 
 
 @pytest.mark.parametrize("crowd", CROWDS)
-@pytest.mark.parametrize("leave", [Channel.finish, Channel.reset], ids=["FIN", "RST"])
+@pytest.mark.parametrize("leave", [Channel.close, Channel.reset], ids=["FIN", "RST"])
 async def test_the_waiters_of_clients_that_left_are_gone_within_a_second(
     open_site: Any, account: Account, sql: Sql, dsn: str, crowd: int, leave: Callable[[Channel], None]
 ) -> None:
