@@ -1,16 +1,16 @@
 """A real browser, shared by all tests of this folder.
 
-Playwright's objects belong to one event loop: tests and fixtures here use `loop_scope="session"`. A test
-whose other fixtures live in a loop of their own opens its own browser with `open_chromium`.
+Playwright's objects belong to one event loop: fixtures here use `loop_scope="session"`, and each test file says
+`pytestmark = pytest.mark.asyncio(loop_scope="session")`. Said later, as a hook could, it would come too late: the loop
+of a session is made anew for each test then, and so is the browser, for a second or two each.
+
+A test whose other fixtures live in a loop of their own opens its own browser with `open_chromium`.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, Page
 
@@ -18,19 +18,14 @@ from tests.browser.chromium import open_chromium
 from tests.browser.harness import Client
 from tests.browser.scripted_server import ScriptedServer
 
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run every coroutine test of this folder in the loop the browser lives in."""
-    here = Path(__file__).parent
-    for item in items:
-        function = getattr(item, "function", None)
-        if here in item.path.parents and inspect.iscoroutinefunction(function):
-            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+_opened: list[bool] = []
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def chromium() -> AsyncIterator[Browser]:
     """The browser of all tests of this folder."""
+    assert not _opened, "the browser is opened anew for each test: does its file say `loop_scope`?"
+    _opened.append(True)
     async with open_chromium() as browser:
         yield browser
 

@@ -14,6 +14,8 @@ from tests.browser.harness import Client
 from tests.browser.scripted_server import Ask, ScriptedServer
 from tests.conftest import until
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
 DEAF = """() => {
   const { desk } = harness;

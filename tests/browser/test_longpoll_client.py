@@ -9,6 +9,8 @@ import pytest
 from tests.browser.harness import Client
 from tests.browser.scripted_server import Ask
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 HOLD_WATCHDOG_MS = 45_000
 WAKES = {
     "visible": "document.dispatchEvent(new Event('visibilitychange'))",

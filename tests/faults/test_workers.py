@@ -21,8 +21,8 @@ from tests.processes import ServerProcess
 
 config, account, open_site = sites.config, sites.account, sites.open_site
 
-TASKS = 4
-CLIENTS_OF_A_TASK = 50
+TASKS = 2
+CLIENTS_OF_A_TASK = 100
 LEASE_SECONDS = 2.0
 STEP_SECONDS = 0.3
 LEASE_LOST = re.compile("lease.lost")
@@ -122,7 +122,7 @@ def open_workshop(open_site: Any, account: Account, sql: Sql, dsn: str, tmp_path
 async def test_the_tasks_of_killed_workers_are_done_by_others_and_once(open_workshop: Open, kills: int) -> None:
     async with open_workshop() as (workshop, figures):
         for _ in range(kills):
-            workshop.order(2)
+            workshop.order(1)
             victim, _ = await workshop.until_one_works()
             victim.stop(signal.SIGKILL)
             workshop.hire()
@@ -134,7 +134,7 @@ async def test_the_tasks_of_killed_workers_are_done_by_others_and_once(open_work
 async def test_a_worker_that_was_frozen_past_its_lease_is_refused(open_workshop: Open, dsn: str, freezes: int) -> None:
     async with open_workshop() as (workshop, figures):
         for _ in range(freezes):
-            workshop.order(4)
+            workshop.order(2)
             frozen, task_id = await workshop.until_one_works()
             frozen.process.send_signal(signal.SIGSTOP)
             await workshop.until_taken_over(
