@@ -13,6 +13,7 @@ from server.config import Generation
 from server.generation.worker import result_name
 from server.metrics import Metrics
 from server.storage.cleaning import Cleaning
+from server.storage.logins import Scope
 from tests.conftest import Person, Sql, until
 
 THEIRS = ("public.image_generations", "longpoll.accounts", "longpoll.sessions", "longpoll.tokens")
@@ -22,7 +23,7 @@ async def give_everything(person: Person) -> str:
     """Give somebody a task with a picture, and a token; returns the task's id."""
     task_id = await person.create()
     await person.app[keys.IMAGES].put(result_name(task_id, 1), b"picture")
-    await person.app[keys.SESSIONS].create_token(person.user, "script")
+    await person.app[keys.TOKENS].create(person.user, "script", Scope.WRITE, None)
     return task_id
 
 
@@ -66,7 +67,7 @@ async def test_held_polls_of_their_tasks_end(alice: Person, bob: Person, sql: Sq
 
 
 async def test_their_logins_and_tokens_end(alice: Person, sql: Sql) -> None:
-    secret, _ = await alice.app[keys.SESSIONS].create_token(alice.user, "script")
+    secret, _ = await alice.app[keys.TOKENS].create(alice.user, "script", Scope.WRITE, None)
     token = {"Authorization": f"Bearer {secret}"}
     for headers in (None, token):
         async with alice.http.get("/api/generate/tasks", headers=headers) as reply:

@@ -13,6 +13,8 @@ from server.generation.reference import clean_reference
 from tests.profiles import linear_grey, swapped_profile
 from tests.test_reference import drawn, encoded, opened
 
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
 SHOW = """async (url) => {
   const image = new Image();
   image.src = url;

@@ -227,12 +227,15 @@ class DeafWhileReading(Board[State]):
 
     reading = False
 
-    async def _read_batch(self, batch: Any) -> bool:
-        self.reading = True
-        try:
-            return await super()._read_batch(batch)
-        finally:
-            self.reading = False
+    def __init__(self, *, read: Any, **rest: Any) -> None:
+        async def read_deaf(task_ids: Any) -> Any:
+            self.reading = True
+            try:
+                return await read(task_ids)
+            finally:
+                self.reading = False
+
+        super().__init__(read=read_deaf, **rest)
 
     def doubt(self, task_id: str) -> None:
         if not self.reading:
