@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
@@ -45,6 +46,17 @@ CONTRACT = web.AppKey("contract", Contract)
 def enough_descriptors() -> None:
     """As the server does at its start: some tests hold thousands of connections."""
     descriptors.raise_limit()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ordinary_signals() -> None:
+    """Have what tests start heed signals, although this process was told to ignore them by `nohup` or by a script's `&`.
+
+    A signal that is handled, be it by nothing, is an ordinary one again for the programs that a process starts.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: None)
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
