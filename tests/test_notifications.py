@@ -120,7 +120,7 @@ def test_a_deletion_is_told_without_a_version(sql: Sql, ear: Ear, alice: str) ->
 
 
 def test_the_clean_up_tells_what_it_took(sql: Sql, ear: Ear, alice: str) -> None:
-    add_task(sql, alice, "t", status="canceled", created_at="2000-01-01")
+    add_task(sql, alice, "t", status="canceled", finished_at="2000-01-01")
     ear.hear()
     sql("SELECT public.cleanup_old_generations()")
     assert ear.hear() == [changed("t:-")]
