@@ -106,6 +106,7 @@ async def test_trying_again_after_a_reload_asks_for_the_same(alice: Person, tab:
 async def test_trying_again_in_vain_says_why(alice: Person, tab: Page, sql: Sql) -> None:
     await make_failed(alice, sql)
     await tab.goto(url_of(alice))
+    await expect(tab.get_by_role("button", name="Try again")).to_be_visible()
     sql("DELETE FROM public.image_generations")
     await tab.get_by_role("button", name="Try again").click()
     await expect(tab.get_by_text("Task not found.")).to_be_visible()
