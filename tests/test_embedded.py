@@ -138,11 +138,9 @@ def release(process: subprocess.Popen[str]) -> None:
     assert process.returncode == 0
 
 
-def test_cold_start_answers_soon_and_only_on_its_socket(folder: Path) -> None:
-    """The first start makes the cluster within seconds; the only way in is a socket in a closed folder."""
-    begin = time.monotonic()
+def test_cold_start_answers_only_on_its_socket(folder: Path) -> None:
+    """The first start makes the cluster; the only way in is a socket in a closed folder."""
     with EmbeddedPostgres(folder / "data", settings=FAST) as postgres:
-        took = time.monotonic() - begin
         assert postgres.owned
         assert query(postgres, "SELECT current_user::text") == "postgres"
         assert query(postgres, "SHOW listen_addresses") == ""
@@ -154,7 +152,6 @@ def test_cold_start_answers_soon_and_only_on_its_socket(folder: Path) -> None:
             == 0
         )
         assert stat.S_IMODE(postgres.location.sockets.stat().st_mode) == 0o700
-    assert took < 5  # about half a second on an idle machine
 
 
 def test_fsync_is_on_unless_told_otherwise(data_dir: Path) -> None:

@@ -25,7 +25,8 @@ from tests.processes import ServerProcess, server_process
 
 ROOT = Path(__file__).resolve().parent.parent
 shared_dsn, dsn = rows.shared_dsn, rows.dsn
-HELD = ("--clients", "200", "--idle", "0.3", "--duration", "1")
+FEW = ("--clients", "5", "--idle", "0.1", "--duration", "0.3", "--grace", "0.5")
+HELD = ("--clients", "200", "--idle", "0.1", "--duration", "0.5", "--grace", "0.5")
 
 
 @dataclass
@@ -128,7 +129,7 @@ def test_a_broadcast_wakes_everybody_by_one_change(site: ServerProcess, dsn: str
 
 def test_steady_changes_are_all_seen_by_clients_that_ask_again(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
     """Several clients share a task, and holds end by themselves while the changes go on."""
-    steady = ("--pattern", "steady", "--tasks", 50, "--rate", 100, "--wait", 1)
+    steady = ("--pattern", "steady", "--tasks", 50, "--rate", 100, "--wait", 1, "--duration", 1)
     ran = run(tmp_path, site.url, *HELD, *steady, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert ran.figures["wakes"] > ran.figures["changes"] > 50
@@ -137,7 +138,7 @@ def test_steady_changes_are_all_seen_by_clients_that_ask_again(site: ServerProce
 
 
 def test_plain_polling_asks_once_in_each_interval(site: ServerProcess, dsn: str, tmp_path: Path) -> None:
-    poll = ("--mode", "poll", "--interval", 0.25, "--rate", 100)
+    poll = ("--mode", "poll", "--interval", 0.25, "--rate", 100, "--duration", 1)
     ran = run(tmp_path, site.url, *HELD, *poll, "--dsn", dsn, "--pid", site.process.pid)
     assert is_sane(ran)
     assert 200 * 4 * 0.5 < ran.figures["requests"] <= 200 * 5 * 1.5
@@ -156,14 +157,14 @@ def test_without_the_database_tasks_are_woken_by_cancel(site: ServerProcess, tmp
 def test_an_account_is_used_again(site: ServerProcess, tmp_path: Path, sql: Sql) -> None:
     for _ in range(2):
         account = ("--email", "load@example.org", "--password", "correct horse")
-        assert run(tmp_path, site.url, "--clients", 5, "--idle", 0.1, "--duration", 1, *account).code == 0
+        assert run(tmp_path, site.url, *FEW, *account).code == 0
     assert left_behind(sql) == {"auth.users": 1, "longpoll.accounts": 1}
 
 
 def test_a_token_serves_with_and_without_the_database(site: ServerProcess, dsn: str, tmp_path: Path, sql: Sql) -> None:
     token = add_token(sql, rows.add_user(sql))
     for options in ((), ("--dsn", dsn)):
-        ran = run(tmp_path, site.url, "--clients", 5, "--idle", 0.1, "--duration", 1, "--token", token, *options)
+        ran = run(tmp_path, site.url, *FEW, "--token", token, *options)
         assert ran.code == 0, ran.said
     assert left_behind(sql) == {"auth.users": 1, "longpoll.accounts": 1, "longpoll.tokens": 1}
 
@@ -188,7 +189,7 @@ def test_a_server_that_loses_wakes_fails(
     start: Callable[..., ServerProcess], dsn: str, tmp_path: Path, pattern: str
 ) -> None:
     url = start(polling__sweep_seconds=300).url
-    options = ("--clients", 20, "--idle", 0.1, "--wait", 2, "--duration", 3, "--rounds", 1, "--pattern", pattern)
+    options = ("--clients", 20, "--idle", 0.1, "--wait", 2, "--duration", 1, "--rounds", 1, "--pattern", pattern)
     ran = run(tmp_path, url, *options, "--dsn", dsn)
     assert ran.code == 1, ran.said
     assert "failed" in ran.said
@@ -245,7 +246,7 @@ def test_a_server_that_dies_is_told_in_a_sentence(
     start: Callable[..., ServerProcess], dsn: str, tmp_path: Path, sql: Sql
 ) -> None:
     server = start()
-    with _running(tmp_path, server.url, "--clients", 20, "--duration", 3, "--dsn", dsn) as load:
+    with _running(tmp_path, server.url, "--clients", 20, "--idle", 1, "--duration", 1, "--dsn", dsn) as load:
         _until_it_says(load, "holding")
         server.process.kill()
         _, said = load.communicate(timeout=60)

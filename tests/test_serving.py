@@ -90,8 +90,9 @@ async def test_a_kill_leaves_nothing_and_the_next_start_goes_on(folder: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-async def test_a_stop_answers_every_held_poll(folder: Path, number: signal.Signals) -> None:
-    with server_process(folder, generation__workers=0, server__drain_seconds=0.5) as server:
+async def test_a_stop_answers_every_held_poll(tmp_path: Path, dsn: str, number: signal.Signals) -> None:
+    settings = {"database__dsn": dsn, "generation__workers": 0, "server__drain_seconds": 0.5}
+    with server_process(tmp_path, **settings) as server:
         url = server.url
         async with local_session() as session:
             await register(session, url)

@@ -1,7 +1,7 @@
 """A real browser, shared by all tests of this folder.
 
 Playwright's objects belong to one event loop: fixtures here use `loop_scope="session"`, and each test file says
-`pytestmark = pytest.mark.asyncio(loop_scope="session")`. Said later, as a hook could, it would come too late: the loop
+`pytest.mark.asyncio(loop_scope="session")` in its `pytestmark`. Said later, as a hook could, it would come too late: the loop
 of a session is made anew for each test then, and so is the browser, for a second or two each.
 
 A test whose other fixtures live in a loop of their own opens its own browser with `open_chromium`.

@@ -14,7 +14,7 @@ from tests.browser.harness import Client
 from tests.browser.scripted_server import Ask, ScriptedServer
 from tests.conftest import until
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
 DEAF = """() => {

@@ -9,7 +9,7 @@ import pytest
 from tests.browser.harness import Client
 from tests.browser.scripted_server import Ask
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 HOLD_WATCHDOG_MS = 45_000
 WAKES = {

@@ -25,7 +25,7 @@ from tests.faults.torments import Torments
 from tests.faults.town import CLIENTS, HOLD_SECONDS, RATE, Town
 from tests.faults.witness import double_results
 
-SECONDS = float(os.environ.get("LONGPOLL_SOAK_SECONDS") or 20)
+SECONDS = float(os.environ.get("LONGPOLL_SOAK_SECONDS") or 12)
 SEED = int(os.environ.get("LONGPOLL_SOAK_SEED") or time.time())
 # How much longer than its hold a poll may last while the database says nothing and the machine is busy.
 LATE_SECONDS = 5.0

@@ -37,7 +37,7 @@ MALFORMED = ("x", "", "task", "task:", "task:five", "task:-1", "task:" + "9" * 2
 WELL_FORMED = ("other-%s:%s", "other-%s:-")
 
 
-@pytest.mark.parametrize("crowd", [2000, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("crowd", [1000, pytest.param(5000, marks=pytest.mark.slow)])
 async def test_one_commit_wakes_a_crowd_by_one_read(
     open_site: Any, account: Account, sql: Sql, dsn: str, crowd: int
 ) -> None:
