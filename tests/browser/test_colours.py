@@ -13,7 +13,7 @@ from server.generation.reference import clean_reference
 from tests.profiles import linear_grey, swapped_profile
 from tests.test_reference import drawn, encoded, opened
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 SHOW = """async (url) => {
   const image = new Image();

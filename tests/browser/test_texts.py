@@ -9,7 +9,7 @@ import pytest
 from server.handlers import texts
 from tests.browser.harness import Client
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 EVERY = "[...Array(0x110000).keys()].filter((code) => code < 0xD800 || code > 0xDFFF)"
 TEXTS = ["a\r\nb", "a\rb\n\nc", "\r\n a \u2060\ufeff\x1c\x85", "\u200b\u200d\ufe0f", "🌊\r\n🌊", "", "\r", "a\u200bb"]
