@@ -73,21 +73,40 @@ async def _open(address: tuple[str, int]) -> Channel | None:
         return None
 
 
+KEEP_WHO_CLAIMS = """
+CREATE TABLE claims (owner text);
+CREATE FUNCTION keep_claim() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS
+  $$ BEGIN INSERT INTO public.claims VALUES (NEW.lease_owner); RETURN NULL; END $$;
+CREATE TRIGGER keep_claim AFTER UPDATE ON public.image_generations FOR EACH ROW
+  WHEN (NEW.status = 'processing' AND OLD.status <> 'processing') EXECUTE FUNCTION keep_claim();
+"""
+
+
 async def test_two_workers_of_gunicorns_have_one_painter_and_the_other_follows(
     dsn: str, tmp_path: Path, sql: Sql
 ) -> None:
     user_id = add_user(sql)
-    owners = "SELECT DISTINCT lease_owner FROM public.image_generations WHERE status = 'processing'"
-    with running(dsn, tmp_path, "--workers", "2", generation__step_seconds=30):
+    sql(KEEP_WHO_CLAIMS)
+    with running(dsn, tmp_path, "--workers", "2", generation__step_seconds=0):
         await until(lambda: len(_backends(sql)) == 2, seconds=30)
-        add_tasks(sql, user_id, 3)
-        [(first,)] = await until(lambda: sql(owners), seconds=30)
-        os.kill(_process_of(first), signal.SIGKILL)
-        sql("UPDATE public.image_generations SET lease_expires_at = now() - interval '1 s'")
-        [(second,)] = await until(lambda: [row for row in sql(owners) if row != (first,)], seconds=30)
-        assert _process_of(second) != _process_of(first)
-        counted = sql("SELECT count(*) FROM public.image_generations WHERE status = 'processing'")
-    assert counted == [(1,)]
+        add_tasks(sql, user_id, 8)
+        await until(lambda: _completed(sql) == 8, seconds=60)
+        [first] = _who_claimed(sql)
+        os.kill(first, signal.SIGKILL)
+        sql("DELETE FROM claims")
+        add_tasks(sql, user_id, 2)
+        await until(lambda: _completed(sql) == 10, seconds=60)
+        [second] = _who_claimed(sql)
+    assert second != first
+
+
+def _completed(sql: Sql) -> int:
+    return int(sql("SELECT count(*) FROM public.image_generations WHERE status = 'completed'")[0][0])
+
+
+def _who_claimed(sql: Sql) -> set[int]:
+    """Return the processes, whose numbers stand in the names of their workers."""
+    return {int(owner.split("-")[-2]) for (owner,) in sql("SELECT DISTINCT owner FROM claims")}
 
 
 def _backends(sql: Sql) -> list[tuple[str]]:
@@ -95,11 +114,6 @@ def _backends(sql: Sql) -> list[tuple[str]]:
     return sql(
         "SELECT pid FROM pg_stat_activity WHERE application_name LIKE '%%-listener' AND datname = current_database()"
     )
-
-
-def _process_of(worker: str) -> int:
-    """Return the number of the process that a worker's name tells."""
-    return int(worker.split("-")[-2])
 
 
 def test_without_a_database_for_all_its_workers_it_says_so(tmp_path: Path) -> None:

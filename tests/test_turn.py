@@ -17,6 +17,7 @@ HOLDER = """
 import asyncio, sys
 from server.generation.turn import Turn
 asyncio.run(Turn(sys.argv[1], group=int(sys.argv[2])).come())
+print("it has come", flush=True)
 sys.stdin.read()
 """
 
