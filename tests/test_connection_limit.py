@@ -19,7 +19,10 @@ from server.storage.database import Database
 from tests.conftest import Enter, Person, Sql, Start, execute, until
 from tests.pooler import pooler
 
-QUERIES = {"nap": "SELECT pg_backend_pid() AS pid FROM pg_sleep(%(seconds)s)"}
+QUERIES = {
+    "nap": "SELECT pg_backend_pid() AS pid FROM pg_sleep(%(seconds)s)",
+    "wait": "SELECT 1 AS one FROM pg_advisory_xact_lock_shared(7)",
+}
 Open = Callable[..., Awaitable[Database]]
 Limit = Callable[[int], None]
 
@@ -95,15 +98,17 @@ async def test_whoever_sets_the_limit(connect: Open, dsn: str, login: str, sql: 
     assert database.connects_failed
 
 
-async def test_heartbeats_do_not_wait_for_statements(connect: Open, login: str, limit: Limit) -> None:
+async def test_heartbeats_do_not_wait_for_statements(connect: Open, login: str, limit: Limit, sql: Sql) -> None:
     limit(3)
     database = await connect(login)
     await asyncio.gather(*(nap(database) for _ in range(20)))  # the limit is known from here on
-    naps = [asyncio.create_task(nap(database, 1)) for _ in range(6)]
+    sql("SELECT pg_advisory_lock(7)")
+    waits = [asyncio.create_task(database.fetch_one("wait", SimpleNamespace)) for _ in range(6)]
     await until(lambda: len(database._pool._used) == 2 and database._pool._barred_until < time.monotonic())
     await database.notify("nobody_listens", "")
-    assert not any(each.done() for each in naps)
-    await asyncio.gather(*naps)
+    assert not any(each.done() for each in waits)
+    sql("SELECT pg_advisory_unlock(7)")
+    await asyncio.gather(*waits)
 
 
 async def test_a_limit_that_is_lifted_is_noticed(connect: Open, login: str, limit: Limit) -> None:
