@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -12,6 +14,8 @@ from server.errors import DatabaseUnavailable, StorageError
 from server.storage.database import Connection, Database, connected
 
 _APPLICATION: Final = "longpoll-doctor"
+_REFUSED_SECONDS: Final = 0.5
+_PAUSE_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Deployment:
         given = getattr(self.config.database, setting)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                connection = await stack.enter_async_context(connected(given or self.dsn, self.timeout, _APPLICATION))
+                connection = await self._connect(stack, given or self.dsn)
             except DatabaseUnavailable as error:
                 raise DatabaseUnavailable(f"{self.name_of(setting)} can't be reached: {error}") from error
             except StorageError:  # what was said of a malformed one may hold its password
@@ -45,6 +49,17 @@ class Deployment:
                     f'{self.name_of(setting)} is malformed: write "host=… dbname=… user=…" or "postgresql://…"'
                 ) from None
             yield connection
+
+    async def _connect(self, stack: contextlib.AsyncExitStack, dsn: str) -> Connection:
+        """Connect; again for a moment if it is refused, for the connection of the check before may count until Postgres has ended it."""
+        started = time.monotonic()
+        while True:
+            try:
+                return await stack.enter_async_context(connected(dsn, self.timeout, _APPLICATION))
+            except DatabaseUnavailable:
+                if time.monotonic() - started > _REFUSED_SECONDS:
+                    raise
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     def name_of(self, setting: str) -> str:
         """Return what an operator calls the place where this setting leads."""
