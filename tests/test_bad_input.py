@@ -210,7 +210,7 @@ async def test_a_good_image_with_a_bad_field_behind_it_leaves_no_file(refused: A
 
 
 async def test_a_body_that_never_comes_is_given_up(start: Start, enter: Enter) -> None:
-    alice = await enter(await start(server={"receive_seconds": 0.2}))
+    alice = await enter(await start(server={"receive_seconds": 0.2, "body_bytes_per_second": 0}))
     head = f"HTTP/1.1\r\nHost: x\r\nCookie: longpoll={secret_of(alice)}\r\nContent-Length: 1000\r\n"
     for url, content_type, beginning in (
         ("/api/generate", "application/json", '{"prompt"'),
@@ -274,7 +274,7 @@ async def test_a_body_that_drips_is_given_up(
 
 async def test_a_slow_body_is_taken_all_the_same(start: Start, enter: Enter) -> None:
     """A quick beginning makes up for a slow end."""
-    alice = await enter(await start(server={"receive_seconds": 0.2, "body_bytes_per_second": 100}))
+    alice = await enter(await start(server={"receive_seconds": 0.5, "body_bytes_per_second": 100}))
     body = json.dumps({"prompt": "x"}) + " " * 3000
     async with connect_to(alice) as connection:
         await connection.send(request(alice, "/api/generate", method="POST", body=body).removesuffix(" " * 100))
@@ -286,13 +286,13 @@ async def test_a_slow_body_is_taken_all_the_same(start: Start, enter: Enter) -> 
 
 
 async def test_a_body_that_is_complete_is_not_too_slow(start: Start, enter: Enter) -> None:
-    alice = await enter(await start(server={"receive_seconds": 1.0, "body_bytes_per_second": 1000}))
+    alice = await enter(await start(server={"receive_seconds": 2.0, "body_bytes_per_second": 1000}))
     async with connect_to(alice) as connection:
         await connection.send(
             request(alice, "/api/generate", method="POST", body='{"prompt": "x"}').removesuffix('pt": "x"}')
         )
         for piece in ('pt": ', '"x"}'):
-            await asyncio.sleep(0.6)  # a slow client
+            await asyncio.sleep(1.1)  # a slow client
             await connection.send(piece)
         assert (await connection.reply()).status == 202
 

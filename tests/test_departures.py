@@ -143,8 +143,9 @@ async def test_a_client_that_left_is_gone_whatever_it_has_sent(
         leaves(connection)
         await until(lambda: alice.held == 0, seconds=10)  # its hold would last for thirty
     await until(lambda: len(watched(alice)) == 0)
-    assert alice.metric("longpoll_polls_total", outcome="client_gone") == 1
-    assert alice.metric("longpoll_http_requests_total", route="/api/generate/status", method="GET", code="499") == 1
+    await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone") == 1)
+    codes = {"route": "/api/generate/status", "method": "GET", "code": "499"}
+    await until(lambda: alice.metric("longpoll_http_requests_total", **codes) == 1)
 
 
 async def test_a_client_that_sends_on_and_on_and_then_no_more_is_answered(alice: Person, sql: Sql) -> None:
@@ -172,7 +173,7 @@ async def test_an_old_client_that_says_no_more_counts_as_gone(alice: Person) -> 
         connection.half_close()
         await until(lambda: alice.held == 0, seconds=10)
         assert await connection.is_closed()
-    assert alice.metric("longpoll_polls_total", outcome="client_gone") == 1
+    await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone") == 1)
 
 
 async def test_a_client_that_left_over_https_is_gone(
