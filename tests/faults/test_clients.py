@@ -66,7 +66,7 @@ async def test_the_waiters_of_clients_that_left_are_gone_within_a_second(
         gone_ms = round((time.monotonic() - left) * 1000)
         await asyncio.gather(*polls, return_exceptions=True)
     await until(lambda: site.leaks == 0)
-    assert site.metric("longpoll_polls_total", outcome="client_gone") == crowd
+    await until(lambda: site.metric("longpoll_polls_total", outcome="client_gone") == crowd)
     assert gone_ms < 1000
     print_figure("clients that left", how=leave.__name__, gone=crowd, all_gone_ms=gone_ms, leaks=0, **others.figures)
 
