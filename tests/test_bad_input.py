@@ -222,7 +222,8 @@ async def test_a_body_that_never_comes_is_given_up(start: Start, enter: Enter) -
     ):
         async with connect_to(alice) as connection:
             await connection.send(f"POST {url} {head}Content-Type: {content_type}\r\n\r\n{beginning}")
-            reply = await connection.reply()
+            async with asyncio.timeout(15):
+                reply = await connection.reply()
             assert reply.status == 400
             assert "did not arrive within 0.2 seconds" in reply.body.decode()
 
