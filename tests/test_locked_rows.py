@@ -29,6 +29,8 @@ def locked(dsn: str, table: str, condition: str) -> Iterator[None]:
         cursor.execute(f"SELECT FROM {table} WHERE {condition} FOR UPDATE")
         assert cursor.rowcount
         yield
+        # Postgres answers a rollback once the locks are gone; it releases those of a closed connection some time later.
+        connection.rollback()
 
 
 def locked_task(dsn: str, task_id: str) -> contextlib.AbstractContextManager[None]:
