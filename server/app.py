@@ -29,6 +29,7 @@ from server.generation.procedural import ProceduralGenerator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
 from server.guesses import Guesses
+from server.handlers.status import repeats_of
 from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.hosts import Hosts
 from server.metrics import Metrics, Snapshots
@@ -45,7 +46,7 @@ from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.notification_queue import NotificationQueue
-from server.storage.sessions import Sessions
+from server.storage.sessions import UNPROVEN_SECONDS, Sessions
 from server.storage.tasks import BoardTasks, OwnTasks, WorkQueue
 from server.storage.tokens import Tokens
 from server.storage.users import Users
@@ -160,15 +161,14 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     )
     app[WORKERS] = tuple(make_workers(app[keys.CONFIG], app[keys.DATABASE], app[keys.IMAGES], metrics))
     app[keys.WAITERS], app[keys.BOARD] = waiters, board
-    app[_REVOCATIONS] = Revocations(app[keys.SESSIONS], waiters)
+    app[_REVOCATIONS] = Revocations(app[keys.SESSIONS], waiters, unproven_seconds=UNPROVEN_SECONDS)
     app[keys.LISTENER] = _listener(app, dsn)
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[keys.PARKING] = Parking(
         app[keys.OBSERVER],
-        app[keys.POLLING],
-        app[keys.SESSIONS],
-        app[keys.RATES],
+        waiters,
+        repeats_of(app),
         enabled=polling.park,
         keepalive_seconds=app[keys.CONFIG].server.keepalive_seconds,
         most_descriptors=descriptors.limit(),

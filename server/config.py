@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 
 import limits
 
-from server import event_loop
 from server.errors import ConfigurationError
 
 PREFIX = "LONGPOLL_"
@@ -55,7 +54,7 @@ class Server:
     receive_seconds: float = _number(30.0, 0.1, 3600.0)
     body_seconds: float = _number(600.0, 0.1, 86_400.0)
     body_bytes_per_second: float = _number(2_000, 0, 1_000_000_000)
-    event_loop: str = _choice(event_loop.AUTO, *event_loop.KINDS)
+    event_loop: str = _choice("auto", "auto", "asyncio", "uvloop")
 
 
 @dataclass(frozen=True, slots=True)

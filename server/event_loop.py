@@ -12,14 +12,14 @@ from server.signals import Cancellation
 
 T = TypeVar("T")
 
-AUTO: Final = "auto"
 ASYNCIO: Final = "asyncio"
 UVLOOP: Final = "uvloop"
-KINDS: Final = (AUTO, ASYNCIO, UVLOOP)
 
 
 def run(begin: Callable[[], Coroutine[Any, Any, T]], kind: str) -> T:
-    """Run what `begin` returns on a loop of that kind, and return its result. `auto`: uvloop where it is installed.
+    """Run what `begin` returns on a loop of that kind, and return its result.
+
+    `kind`: one of what `server.event_loop` may be; `auto` is uvloop where it is installed.
 
     Raises:
         ConfigurationError: uvloop is wanted and isn't there.
@@ -33,7 +33,7 @@ def run(begin: Callable[[], Coroutine[Any, Any, T]], kind: str) -> T:
 
 def _factory(kind: str) -> Any:
     installed = importlib.util.find_spec(UVLOOP) is not None
-    if kind == ASYNCIO or (kind == AUTO and not installed):
+    if kind == ASYNCIO or (kind == "auto" and not installed):
         return asyncio.new_event_loop
     if not installed:
         raise ConfigurationError(

@@ -7,7 +7,7 @@ from aiohttp_session import get_session
 
 from server.cookies import LOGIN
 from server.errors import NotSignedIn, OtherUser, ScopeTooNarrow, SessionRequired
-from server.keys import SESSIONS, TRACE
+from server.keys import SESSIONS, TRACE, USER
 from server.storage.logins import Login, Scope
 from server.storage.sessions import TOKEN_PREFIX
 from server.storage.users import User
@@ -74,10 +74,16 @@ async def _find_login(request: web.Request) -> Login | None:
     else:
         session = await get_session(request)
         login = None if session.empty else request.get(LOGIN)
-    request[TRACE].user = None if login is None else login.user
+    note_user(request, None if login is None else login.user)
     if login is not None and login.scope is Scope.READ and request.method not in _READING:
         raise ScopeTooNarrow("Make one whose scope is write.")
     return login
+
+
+def note_user(request: web.Request, user: User | None) -> None:
+    """Keep who asks for the rest of this request, and for its log line."""
+    request[USER] = user
+    request[TRACE].user_id = None if user is None else user.user_id
 
 
 def _bearer_secret(request: web.Request) -> str | None:

@@ -23,7 +23,7 @@ from server.storage.listener import Listener
 from server.storage.sessions import Sessions
 from server.storage.tasks import OwnTasks, Task
 from server.storage.tokens import Tokens
-from server.storage.users import Users
+from server.storage.users import User, Users
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
@@ -57,3 +57,4 @@ STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()
 
 
 TRACE: Final = web.RequestKey("trace", Trace)
+USER: Final = web.RequestKey[User | None]("user")  # who asks, once somebody has looked; None: a stranger

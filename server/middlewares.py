@@ -30,14 +30,14 @@ from server.errors import (
 )
 from server.hosts import Hosts
 from server.identity import find_user
-from server.keys import TRACE, WAITERS
+from server.keys import TRACE, USER, WAITERS
 from server.metrics import Metrics
 from server.observing import STATUS_OF_NOBODY, Observer, Trace
 from server.parking import CONNECTION, PARKED
 from server.rates import Rates
 from server.replies import problem_reply, wants_page
 from server.whole_reply import WholeReply
-from server.wire import CHALLENGE, PRIVATE, REQUEST_ID, SECURITY_HEADERS
+from server.wire import REQUEST_ID, complete
 
 _RULES: Final = {
     "/api/auth/login": "login",
@@ -128,7 +128,7 @@ async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) ->
 
 
 async def _refuse(request: web.Request, problem: Problem) -> web.Response:
-    if wants_page(request) and request[TRACE].user is None:
+    if wants_page(request) and request.get(USER) is None:
         # Not every handler asks who it is; the page shows it. Without a database, or a session: a stranger.
         with contextlib.suppress(StorageError, RuntimeError, ScopeTooNarrow):
             await find_user(request)
@@ -145,18 +145,6 @@ def _as_problem(error: web.HTTPException) -> Problem:
     problem = Problem(error.reason)
     problem.status, problem.code, problem.title = error.status, "http_error", error.reason
     return problem
-
-
-def complete(response: web.StreamResponse, request_id: str, *, shared: bool = False) -> None:
-    """Add the headers that every reply has. `shared`: it holds nothing that is anybody's own."""
-    headers = response.headers
-    headers[REQUEST_ID] = request_id
-    if response.status == 401:
-        headers.setdefault("WWW-Authenticate", CHALLENGE)
-    for name, value in SECURITY_HEADERS.items():
-        headers.setdefault(name, value)
-    # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
-    headers.setdefault("Cache-Control", "no-cache" if shared else PRIVATE)
 
 
 def _route(request: web.Request) -> str:

@@ -11,8 +11,6 @@ from typing import Final, TypeAlias
 
 from server import config, logs
 from server.metrics import Metrics
-from server.storage.tasks import Task
-from server.storage.users import User
 
 POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
 CLIENT_GONE: Final = "client_gone"
@@ -21,22 +19,22 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "O
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
 
 
-Held: TypeAlias = tuple[str | None, float, Sequence[Task]]
-"""How a poll ended, for how many seconds it was held, and what it told that the client hadn't seen.
+Held: TypeAlias = tuple[str | None, float, Sequence[float]]
+"""How a poll ended, for how many seconds it was held, and when the changes that it told of were committed.
 
-None for how it ended: the request wasn't one for a poll, but held all the same.
+The times are of the database's clock, in seconds since 1970. None for how it ended: the request wasn't one for a poll, but held all the same.
 """
 
 
 class Trace:
     """What the one log line of a request will say, filled in on the way. One is kept for each poll that is held."""
 
-    __slots__ = ("held", "request_id", "started", "task_id", "user")
+    __slots__ = ("held", "request_id", "started", "task_id", "user_id")
 
-    def __init__(self, user: User | None = None, task_id: str | None = None) -> None:
+    def __init__(self, user_id: str | None = None, task_id: str | None = None) -> None:
         """Begin with a number that stands for this request: nobody else's, but no secret either."""
         self.request_id = random.getrandbits(64).to_bytes(8).hex()
-        self.user = user
+        self.user_id = user_id
         self.task_id = task_id
         self.held: Held = None, 0.0, ()
         self.started = time.perf_counter()
@@ -65,7 +63,7 @@ class Observer:
         finished, self._finished = self._finished, []
         groups: defaultdict[tuple[str, str, int, str | None], list[float]] = defaultdict(list)
         holds: list[float] = []
-        news: list[Task] = []
+        changes: list[float] = []
         lines = []
         for trace, method, route, path, status, seconds in finished:
             outcome, held, told = trace.held
@@ -74,13 +72,13 @@ class Observer:
             if outcome is not None:
                 holds.append(held)
                 if held:
-                    news += told
+                    changes += told
             if self._is_logged(route, status, outcome):
                 lines.append(_line(trace, method, route, path, status, took))
         self._count(groups)
         self.metrics.hold_seconds.observe(holds)
         now = time.time() - self._clock_offset()
-        self.metrics.wake_latency_seconds.observe([max(now - task.updated_at, 0.0) for task in news])
+        self.metrics.wake_latency_seconds.observe([max(now - changed_at, 0.0) for changed_at in changes])
         logs.log_replies(lines)
 
     def _count(self, groups: Mapping[tuple[str, str, int, str | None], list[float]]) -> None:
@@ -104,7 +102,7 @@ def _line(trace: Trace, method: str, route: str, path: str, status: int, took: f
         "method": method,
         "path": path,
         "status": status,
-        "user_id": trace.user.user_id if trace.user is not None else None,
+        "user_id": trace.user_id,
         "task_id": trace.task_id,
         "outcome": outcome,
         "held_ms": int(held * 10_000 + 0.5) / 10,  # `round` takes twice as long

@@ -23,25 +23,24 @@ import asyncio
 import random
 import ssl
 import time
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final, TypeAlias, cast
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from server import logs, repeats, wire
 from server.departures import CONTINUE
-from server.errors import Problem, TooManyRequests, Unavailable
+from server.errors import Problem, Unavailable
 from server.observing import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
 from server.poll_handler import PollHandler, PollServer
 from server.poll_replies import PLAIN, Crowd, Manner, ProblemReply
-from server.rates import Rates
 from server.repeats import Again
-from server.storage.sessions import Sessions
 from server.storage.tasks import Task
 from server.turnstile import Turnstile
 from server.waiting.answers import Answer
-from server.waiting.parked import ParkedPoll
-from server.waiting.polling import Polling
+from server.waiting.parked import ParkedPoll, Tell
+from server.waiting.waiters import Waiters
 
 STATUS_ROUTE: Final = "/api/generate/status"
 # Requests that a client sends without waiting for the answer to its poll; beyond, it is read no further.
@@ -53,29 +52,34 @@ _DESCRIPTORS_BESIDE: Final = 128
 _UNWELCOME_SECONDS: Final = 1.0
 
 
+Repeat: TypeAlias = Callable[[Again, int, Tell[Task]], ParkedPoll[Task] | None]
+"""Takes a poll that was answered, the version with which it is asked again, and whom to give the answer.
+
+Returns None if anything but waiting is to be done: then aiohttp handles the request.
+"""
+
+
 class Parking:
     """All connections that aiohttp doesn't serve just now, and what they need to serve themselves."""
 
     def __init__(
         self,
         observer: Observer,
-        polling: Polling[Task],
-        sessions: Sessions,
-        rates: Rates,
+        waiters: Waiters,
+        repeat: Repeat,
         *,
         enabled: bool,
         keepalive_seconds: float,
         most_descriptors: int,
     ) -> None:
-        """Join those whom a request would meet on its way, for the polls that are asked again.
+        """Begin without a connection. `repeat`: does for a poll that is asked again what its first request met on its way.
 
         `keepalive_seconds`: how long a connection may be without a request.
         `most_descriptors`: how many this process may have. The last ones are for the database and for files.
         """
         self.observer = observer
-        self.polling = polling
-        self.sessions = sessions
-        self.rates = rates
+        self.repeat = repeat
+        self._waiters = waiters
         self._enabled = enabled
         self._look_every = keepalive_seconds / _LOOKS
         self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
@@ -87,7 +91,7 @@ class Parking:
     @property
     def closing(self) -> bool:
         """Whether this process stops: nothing more is parked, and connections end with their answers."""
-        return self.polling.waiters.draining
+        return self._waiters.draining
 
     def admits(self, request: web.Request) -> bool:
         """Whether this request may be held without its coroutine."""
@@ -235,7 +239,7 @@ class Connection(asyncio.Protocol):
         assert transport is not None, "parked"
         self._trace = None
         crowd = self._parking.crowd(answer)
-        trace.held = crowd.outcome, held_seconds, crowd.news
+        trace.held = crowd.outcome, held_seconds, crowd.changes
         transport.write(self._whole_reply(crowd, held_seconds, trace))
         if crowd.close or (self._ended and not self._early):
             transport.close()
@@ -293,17 +297,10 @@ class Connection(asyncio.Protocol):
         found = repeats.read(data)
         if found is None or found[0] != again.request:
             return False
-        login = again.login
-        if parking.sessions.recall(login.key) is not login:
-            return False
-        try:
-            parking.rates.check_poll(again.question.user_id)
-        except TooManyRequests:
-            return False  # aiohttp's way counts it once more, and says so
-        self._poll = parking.polling.park_at_once(again.question, found[1], self.answer)
+        self._poll = parking.repeat(again, found[1], self.answer)
         if self._poll is None:
             return False
-        self._trace = Trace(login.user, again.question.task_id)
+        self._trace = Trace(again.question.user_id, again.question.task_id)
         return True
 
     def _refuse(self) -> None:

@@ -115,14 +115,14 @@ class ProblemReply:
 class Crowd:
     """What they have in common who get the same answer in the same turn of the loop: made once, however many they are."""
 
-    __slots__ = ("_plain", "answer", "close", "end_of_head", "news", "outcome")
+    __slots__ = ("_plain", "answer", "changes", "close", "end_of_head", "outcome")
 
     def __init__(self, answer: Answer[Task], *, close: bool) -> None:
         """Take in an answer; `close`: their connections end with it."""
         self.answer = answer
         self.close = close
         self.outcome = outcome(answer)
-        self.news = news(answer)
+        self.changes = changes(answer)
         self.end_of_head = wire.end_of_head(close=close)
         self._plain: Reply | None = None
 
@@ -184,9 +184,9 @@ def outcome(answer: Answer[Task]) -> str:
     return answer.reason
 
 
-def news(answer: Answer[Task]) -> tuple[Task, ...]:
-    """Return what this answer tells that the client hadn't seen."""
-    return (answer.snapshot,) if answer.snapshot is not None and answer.changed else ()
+def changes(answer: Answer[Task]) -> tuple[float, ...]:
+    """Return when the change that this answer tells of was committed; nothing if the client has seen it."""
+    return (answer.snapshot.updated_at,) if answer.snapshot is not None and answer.changed else ()
 
 
 def compose_problem(problem: Problem, request_id: str) -> Composed:

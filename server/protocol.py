@@ -5,40 +5,53 @@ Two kinds of request never reach a middleware: what isn't HTTP, and what expects
 
 from __future__ import annotations
 
-from typing import Final, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from server.errors import BadRequest, ExpectationFailed, HeadersTooLarge, Problem, UriTooLong
-from server.keys import CONFIG, PARKING, TRACE
-from server.middlewares import complete
 from server.observing import Trace
+from server.parking import Parking
 from server.poll_handler import MOST_HEADER_BYTES, MOST_LINE_BYTES, PollHandler, PollServer
 from server.poll_replies import compose_problem, headers_of
-from server.replies import is_for_people, standalone_page
+from server.wire import complete
 
 _TOO_MANY: Final = "Too many headers received"  # aiohttp, _http_parser.pyx
-_TOO_LONG: Final = web.ResponseKey("too long", Problem)
+_TOO_LONG: Final = web.ResponseKey("too long", tuple[Problem, str])  # with the id of the request
 _EXPECTED: Final = "This server knows no expectation but 100-continue."
+
+
+ErrorPage: TypeAlias = Callable[[str, str, Problem, str], Awaitable[web.Response | None]]
+"""Takes path, header lines, problem and request id of what couldn't be read; returns a page if a person looks at it."""
 
 
 class Runner(web.AppRunner):
     """An application runner whose connections are ours."""
 
-    __slots__ = ()
+    __slots__ = ("_error_page", "_head_seconds", "_parking")
+
+    def __init__(
+        self, app: web.Application, parking: Parking, error_page: ErrorPage, *, head_seconds: float, **options: Any
+    ) -> None:
+        """Run this application. `head_seconds`: how long the head of a request may take; `options`: aiohttp's own."""
+        super().__init__(app, **options)
+        self._parking = parking
+        self._error_page = error_page
+        self._head_seconds = head_seconds
 
     async def _make_server(self) -> Server:
-        return Server(await super()._make_server(), self.app)
+        return Server(await super()._make_server(), self._parking, self._error_page, self._head_seconds)
 
 
 class Server(PollServer):
-    """aiohttp's server with our connections, which knows its application."""
+    """aiohttp's server with our connections."""
 
-    def __init__(self, made: web.Server, app: web.Application) -> None:
-        """Serve this application."""
-        super().__init__(made, app[PARKING].connect, Handler, head_seconds=app[CONFIG].server.receive_seconds)
-        self.app = app
+    def __init__(self, made: web.Server, parking: Parking, error_page: ErrorPage, head_seconds: float) -> None:
+        """Be what aiohttp has made for its application."""
+        super().__init__(made, parking.connect, Handler, head_seconds=head_seconds)
+        self.error_page = error_page
 
 
 class Handler(PollHandler):
@@ -61,7 +74,7 @@ class Handler(PollHandler):
         else:
             super().handle_error(request, status, exc, message)  # raises if a reply has begun
             problem = Problem() if status >= 500 else _problem_of(exc)
-        response = _reply(request, problem)
+        response = _reply(problem)
         response.force_close()
         return response
 
@@ -71,27 +84,24 @@ class Handler(PollHandler):
         """Send the reply. Only a refused expectation has seen no middleware (web_app.py, `Application._handle`)."""
         if isinstance(resp, web.HTTPExpectationFailed):
             self.logger.warning("Unknown expectation")
-            resp = _reply(request, ExpectationFailed(_EXPECTED))
-        problem = resp.get(_TOO_LONG)
-        if problem is not None and self._is_asked_by_a_person:
-            resp = await self._page(request, problem)
+            resp = _reply(ExpectationFailed(_EXPECTED))
+        if _TOO_LONG in resp:
+            resp = await self._page(*resp[_TOO_LONG]) or resp
         try:
             return await super().finish_response(request, resp, start_time)
         except Exception as error:  # noqa: BLE001 - the last border: what a middleware has prepared may still fail to be sent
             response = self.handle_error(request, 500, error)  # raises if a reply has begun: the connection is closed
             return await super().finish_response(request, response, start_time)
 
-    @property
-    def _is_asked_by_a_person(self) -> bool:
-        """Whether a browser shows the reply to a head that wasn't read: browsers say so early on."""
+    async def _page(self, problem: Problem, request_id: str) -> web.Response | None:
+        """Return a page if a browser shows the reply to this head, which wasn't read: browsers say so early on."""
         line, _, fields = self.head.partition(b"\r\n")
         path = line.partition(b" ")[2].decode(errors="replace")
-        return is_for_people(path, fields.decode(errors="replace"))
-
-    async def _page(self, request: web.BaseRequest, problem: Problem) -> web.Response:
-        response = await standalone_page(cast(Server, self.server).app, problem, request[TRACE].request_id)
-        complete(response, request[TRACE].request_id)
-        response.force_close()
+        error_page = cast("Server", self.server).error_page
+        response = await error_page(path, fields.decode(errors="replace"), problem, request_id)
+        if response is not None:
+            complete(response, request_id)
+            response.force_close()
         return response
 
 
@@ -106,11 +116,11 @@ def _problem_of(error: BaseException | None) -> Problem:
     return BadRequest("The request isn't HTTP as this server understands it.")
 
 
-def _reply(request: web.BaseRequest, problem: Problem) -> web.Response:
-    trace = request[TRACE] = Trace()
-    status, head, body = compose_problem(problem, trace.request_id)
+def _reply(problem: Problem) -> web.Response:
+    request_id = Trace().request_id
+    status, head, body = compose_problem(problem, request_id)
     response = web.Response(body=body, status=status, headers=headers_of(head))
     if isinstance(problem, HeadersTooLarge | UriTooLong):
-        response[_TOO_LONG] = problem
-    complete(response, trace.request_id)
+        response[_TOO_LONG] = problem, request_id
+    complete(response, request_id)
     return response

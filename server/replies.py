@@ -11,7 +11,7 @@ import aiohttp_jinja2
 from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
-from server.keys import COOKIE_SESSIONS, STATIC_VERSION, TRACE
+from server.keys import COOKIE_SESSIONS, STATIC_VERSION, TRACE, USER
 from server.poll_replies import JSON, compose_problem, headers_of, to_json
 
 MAX_TARGET: Final = 2048
@@ -53,16 +53,23 @@ async def page(
     request: web.Request, template: str, context: Mapping[str, object], *, status: int = 200
 ) -> web.Response:
     """Reply with a page. What every page shows is added here and not by a context processor, which would cost each poll."""
-    trace = request[TRACE]
-    common = {"static_version": request.app[STATIC_VERSION], "request_id": trace.request_id, "user": trace.user}
+    common = {
+        "static_version": request.app[STATIC_VERSION],
+        "request_id": request[TRACE].request_id,
+        "user": request.get(USER),
+    }
     response = await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)
     if status == 200:
         request.app[COOKIE_SESSIONS].prolong_cookie(request, response)
     return response
 
 
-async def standalone_page(app: web.Application, problem: Problem, request_id: str) -> web.Response:
-    """Reply with a page that says what went wrong with a request that couldn't be read."""
+async def standalone_page(
+    app: web.Application, path: str, accept: str, problem: Problem, request_id: str
+) -> web.Response | None:
+    """Reply with a page that says what went wrong with a request that couldn't be read; None if nobody looks at pages."""
+    if not _is_for_people(path, accept):
+        return None
     template = aiohttp_jinja2.get_env(app).get_template("error.html")
     context = {"static_version": app[STATIC_VERSION], "request_id": request_id, "user": None}
     told = {"status": problem.status, "title": problem.title, "detail": problem.detail}
@@ -73,10 +80,10 @@ async def standalone_page(app: web.Application, problem: Problem, request_id: st
 
 def wants_page(request: web.Request) -> bool:
     """Whether a person looks at the reply in a browser, and not a program."""
-    return is_for_people(request.path, request.headers.get("Accept", ""))
+    return _is_for_people(request.path, request.headers.get("Accept", ""))
 
 
-def is_for_people(path: str, accept: str) -> bool:
+def _is_for_people(path: str, accept: str) -> bool:
     """Whether what is asked for this way is looked at by a person."""
     if path.startswith("/api/") and not path.startswith("/api/auth/"):
         return False

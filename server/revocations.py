@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from server import logs
 from server.errors import StorageError
-from server.storage.sessions import UNPROVEN_SECONDS, Sessions
 from server.waiting.waiters import Reason, Waiters
 
 _BATCH: Final = 1000
 _RETRY_SECONDS: Final = 1.0
+
+
+class Credentials(Protocol):
+    """Who knows the credentials."""
+
+    listening: bool
+    """Whether revocations are heard."""
+
+    def doubt(self, key: str) -> None:
+        """Look this one up again when it is used next."""
+
+    async def recheck(self, keys: Sequence[str]) -> None:
+        """Look these up now; those that are worth nothing any more are revoked."""
+
+    def lost(self) -> None:
+        """From now on revocations may go unheard."""
+
+    def restored(self) -> None:
+        """From now on revocations are heard again."""
 
 
 class Revocations:
@@ -23,9 +42,13 @@ class Revocations:
     the polls go on, and end with their time.
     """
 
-    def __init__(self, sessions: Sessions, waiters: Waiters) -> None:
-        """Join who knows the credentials and who holds the polls."""
-        self._sessions = sessions
+    def __init__(self, credentials: Credentials, waiters: Waiters, *, unproven_seconds: float) -> None:
+        """Join who knows the credentials and who holds the polls.
+
+        `unproven_seconds`: how long a credential is trusted while revocations may go unheard.
+        """
+        self._credentials = credentials
+        self._unproven_seconds = unproven_seconds
         self._waiters = waiters
         self._changed: set[str] = set()
         self._all = False
@@ -33,18 +56,18 @@ class Revocations:
 
     def changed(self, key: str) -> None:
         """Take a notification: the row of this credential is not as it was."""
-        self._sessions.doubt(key)
+        self._credentials.doubt(key)
         self._changed.add(key)
         self._wanted.set()
 
     def lost(self) -> None:
         """From now on revocations may go unheard."""
-        self._sessions.lost()
+        self._credentials.lost()
         self._wanted.set()
 
     def restored(self) -> None:
         """From now on revocations are heard again; those before are found by reading."""
-        self._sessions.restored()
+        self._credentials.restored()
         self._all = True
         self._wanted.set()
 
@@ -52,7 +75,7 @@ class Revocations:
         """Look up what is to be looked up, for ever."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(None if self._sessions.listening else UNPROVEN_SECONDS):
+                async with asyncio.timeout(None if self._credentials.listening else self._unproven_seconds):
                     await self._wanted.wait()
             self._wanted.clear()  # ours alone: nobody waits on it but this loop
             try:
@@ -63,13 +86,13 @@ class Revocations:
                 self._wanted.set()
 
     async def _recheck(self) -> None:
-        changed, everything = self._changed, self._all or not self._sessions.listening
+        changed, everything = self._changed, self._all or not self._credentials.listening
         held = self._waiters.credentials()
         keys = sorted(held if everything else held & changed)
         self._changed, self._all = set(), False
         try:
             for start in range(0, len(keys), _BATCH):
-                await self._sessions.recheck(keys[start : start + _BATCH])
+                await self._credentials.recheck(keys[start : start + _BATCH])
         except StorageError:
             self._changed |= changed
             self._all |= everything

@@ -33,6 +33,7 @@ from server.metrics import Metrics
 from server.port import Port
 from server.protocol import Runner
 from server.pulse import keep_tame, tame_collector
+from server.replies import standalone_page
 from server.storage import migrations
 from server.storage.cleaning import join_servers_folder
 from server.storage.database import Database, login_role
@@ -162,12 +163,16 @@ async def bring_up_to_date(config: Config, dsn: str) -> list[str]:
 
 def make_runner(app: web.Application) -> web.AppRunner:
     """Return what runs the application, wherever its sockets come from."""
+    server = app[keys.CONFIG].server
     return Runner(
         app,
+        app[keys.PARKING],
+        partial(standalone_page, app),
+        head_seconds=server.receive_seconds,
         handler_cancellation=True,  # without it a handler goes on holding for a client that has left
         access_log=None,
         logger=server_logger(app[keys.METRICS]),
-        keepalive_timeout=app[keys.CONFIG].server.keepalive_seconds,
+        keepalive_timeout=server.keepalive_seconds,
         shutdown_timeout=_LAST_REQUESTS_SECONDS,
     )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Final
 
+from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import SERVER_SOFTWARE
 
@@ -42,6 +43,18 @@ def require_writable(headers: Mapping[str, str]) -> None:
     for name, value in headers.items():
         if _UNWRITABLE.search(value):
             raise ValueError(f"the header {name} can't be written")
+
+
+def complete(response: web.StreamResponse, request_id: str, *, shared: bool = False) -> None:
+    """Add the headers that every reply has. `shared`: it holds nothing that is anybody's own."""
+    headers = response.headers
+    headers[REQUEST_ID] = request_id
+    if response.status == 401:
+        headers.setdefault("WWW-Authenticate", CHALLENGE)
+    for name, value in SECURITY_HEADERS.items():
+        headers.setdefault(name, value)
+    # The same files for everybody, asked for with their ETag: kept, but never taken for new without asking.
+    headers.setdefault("Cache-Control", "no-cache" if shared else PRIVATE)
 
 
 def reply_bytes(status: int, head: bytes, body: bytes | None, *, request_id: str, end_of_head: bytes) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from types import SimpleNamespace
 from typing import Any
 
 from structlog.testing import capture_logs
@@ -32,8 +31,8 @@ async def write_down(observer: Observer, trace: Trace, route: str = ROUTE, statu
 
 
 def poll(outcome: str, *, held: float = 1.0, changed_at: float | None = None) -> Trace:
-    trace, task = Trace(), SimpleNamespace(updated_at=changed_at)
-    trace.held = outcome, held, () if changed_at is None else (task,)  # type: ignore[assignment]
+    trace = Trace()
+    trace.held = outcome, held, () if changed_at is None else (changed_at,)
     return trace
 
 

@@ -14,6 +14,7 @@ from server import logs, passwords
 from server.cookies import EMAIL, MARK, USER_ID
 from server.errors import BadRequest, Problem
 from server.handlers import parameters
+from server.identity import note_user
 from server.keys import CLIENTS, COOKIE_SESSIONS, GUESSES, TRACE, USERS
 from server.replies import MAX_TARGET, json_reply, page, say_when_to_retry, wants_page
 from server.storage.users import User
@@ -57,7 +58,7 @@ async def _enter(request: web.Request, template: str, *, registering: bool) -> w
         response = await page(request, template, context, status=problem.status)
         say_when_to_retry(response, problem)
         return response
-    request[TRACE].user = user
+    note_user(request, user)
     session = await new_session(request)
     session[USER_ID], session[EMAIL], session[MARK] = user.user_id, user.email, await _mark(request, user)
     logs.log.info(logs.ACCOUNT_REGISTERED if registering else logs.LOGIN_SUCCEEDED, user_id=user.user_id)

@@ -11,18 +11,19 @@ import orjson
 from aiohttp import web
 
 from server import repeats
-from server.errors import BadRequest, NotSignedIn, TaskIdRequired
+from server.errors import BadRequest, NotSignedIn, TaskIdRequired, TooManyRequests
 from server.handlers import parameters
 from server.identity import signed_in
-from server.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATES, TRACE
+from server.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATES, SESSIONS, TRACE
 from server.observing import CLIENT_GONE
-from server.parking import CONNECTION, PARKED
-from server.poll_replies import PLAIN, Manner, StateReply, describe_poll, missing, news, outcome
+from server.parking import CONNECTION, PARKED, Repeat
+from server.poll_replies import PLAIN, Manner, StateReply, changes, describe_poll, missing, outcome
 from server.replies import json_reply
 from server.storage.logins import Login
 from server.storage.tasks import Task
 from server.waiting.answers import Answer, Question, Until
 from server.waiting.batches import BatchQuestion
+from server.waiting.parked import ParkedPoll, Tell
 from server.waiting.waiters import Reason
 from server.whole_reply import poll_reply
 from server.wire import REQUEST_ID
@@ -48,7 +49,7 @@ async def status(request: web.Request) -> web.StreamResponse:
         raise
     if answer is None:
         return PARKED
-    request[TRACE].held = outcome(answer), held_seconds, news(answer)
+    request[TRACE].held = outcome(answer), held_seconds, changes(answer)
     if answer.snapshot is None:
         raise missing(answer)
     reply = StateReply(answer.snapshot, answer, manner)
@@ -59,6 +60,22 @@ async def _poller(request: web.Request) -> Login:
     login = await signed_in(request)
     request.app[RATES].check_poll(login.user.user_id)
     return login
+
+
+def repeats_of(app: web.Application) -> Repeat:
+    """Return what a poll that is asked again goes through instead of `status`: the same checks, all from memory."""
+    sessions, rates, polling = app[SESSIONS], app[RATES], app[POLLING]
+
+    def repeat(again: repeats.Again, version: int, tell: Tell[Task]) -> ParkedPoll[Task] | None:
+        if sessions.recall(again.login.key) is not again.login:
+            return None
+        try:
+            rates.check_poll(again.question.user_id)
+        except TooManyRequests:
+            return None  # `status` counts it once more, and says so
+        return polling.park_at_once(again.question, version, tell)
+
+    return repeat
 
 
 async def _answer_or_park(
@@ -90,7 +107,7 @@ async def batch(request: web.Request) -> web.Response:
     except asyncio.CancelledError:
         _note_who_left(request)
         raise
-    request[TRACE].held = answer.reason, answer.held_seconds, answer.prompt
+    request[TRACE].held = answer.reason, answer.held_seconds, [task.updated_at for task in answer.prompt]
     if answer.reason is Reason.REVOKED:
         raise NotSignedIn("The login ended while this request was held.")
     poll = describe_poll(

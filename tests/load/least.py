@@ -83,7 +83,7 @@ async def serve(port: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("port", type=int)
-    parser.add_argument("--loop", choices=event_loop.KINDS, default=event_loop.ASYNCIO)
+    parser.add_argument("--loop", choices=["auto", "asyncio", "uvloop"], default=event_loop.ASYNCIO)
     options = parser.parse_args()
     event_loop.run(lambda: serve(options.port), options.loop)
 
