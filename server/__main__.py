@@ -60,7 +60,7 @@ def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where:
     if options.command == "doctor":
         return examination.run(settings, dsn, options.url)
     if options.command == "serve" and options.processes > 1:
-        return supervising.serve(settings, dsn, where, options.processes)
+        return supervising.run(settings, dsn, where, options.processes)
     return _COMMANDS[options.command](settings, dsn, where)
 
 

@@ -24,7 +24,7 @@ _LONGEST_PAUSE_SECONDS: Final = 10.0
 _LEAVE_SECONDS: Final = 8.0
 
 
-async def serve(config: Config, dsn: str, where: str, processes: int) -> int:
+async def run(config: Config, dsn: str, where: str, processes: int) -> int:
     """Bring the schema up to date and have that many processes serve until SIGINT, SIGTERM or SIGHUP."""
     if config.server.unix_socket:
         raise ConfigurationError("several processes share a port; server.unix_socket is for one: leave it empty")
