@@ -93,6 +93,7 @@ async def test_two_workers_of_gunicorns_have_one_painter_and_the_other_follows(
         await until(lambda: _completed(sql) == 8, seconds=60)
         [first] = _who_claimed(sql)
         os.kill(first, signal.SIGKILL)
+        await until(lambda: not Path(f"/proc/{first}").exists())  # it may go on for a moment, and claim one more
         sql("DELETE FROM claims")
         add_tasks(sql, user_id, 2)
         await until(lambda: _completed(sql) == 10, seconds=60)

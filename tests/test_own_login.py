@@ -25,9 +25,10 @@ __all__ = ["folder"]
 ROOT = Path(__file__).resolve().parent.parent
 WORKING = re.compile(r"^1 worker\(s\) running", re.MULTILINE)
 PORT = re.compile(r"^2 processes on port (\d+)", re.MULTILINE)
+# A connection has no user yet while it is being let in.
 LOGINS = (
     "SELECT DISTINCT usename::text, application_name FROM pg_stat_activity"
-    " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND usename IS NOT NULL"
 )
 
 
