@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server import signals
+from server.runtime import signals
 
 if __name__ == "__main__":
     signals.exit_at_once()  # the imports below take half a second, in which an interrupt would be a traceback
@@ -15,13 +15,16 @@ from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from server import __version__, config, descriptors, event_loop, logs, serving, supervising
-from server.doctor import examination
+from server import __version__, config
+from server.commands import serve, supervise
+from server.commands.doctor import examination
+from server.commands.loadtest import options as loadtest
 from server.errors import ServerError
-from server.loadtest import options as loadtest
+from server.runtime import event_loop, file_limit
 from server.storage import data_folder
-from server.storage.embedded import EmbeddedPostgres
-from server.storage.embedded_watchdog import keeping_it_running
+from server.storage.embedded.cluster import EmbeddedPostgres
+from server.storage.embedded.watchdog import keeping_it_running
+from server.telemetry import logs
 
 # Not "longpoll": "$user" would put the schema of that name into its search path.
 _EMBEDDED_LOGIN: Final = "longpoll_login"
@@ -47,7 +50,7 @@ def _run(options: argparse.Namespace) -> int:
         return _load(options)
     settings = config.load(_config_file(options.config), os.environ)
     logs.configure(settings.logging)
-    descriptors.raise_limit()
+    file_limit.raise_limit()
     serves = options.command in {"serve", "worker"}
     if serves or not settings.database.dsn:
         data_folder.prepare(settings.database.data_dir)
@@ -60,11 +63,11 @@ def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where:
     if options.command == "doctor":
         return examination.run(settings, dsn, options.url)
     if options.command == "serve" and options.processes > 1:
-        return supervising.run(settings, dsn, where, options.processes)
+        return supervise.run(settings, dsn, where, options.processes)
     return _COMMANDS[options.command](settings, dsn, where)
 
 
-_COMMANDS = {"serve": serving.serve, "worker": serving.work, "migrate": serving.migrate}
+_COMMANDS = {"serve": serve.serve, "worker": serve.work, "migrate": serve.migrate}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -119,13 +122,13 @@ def _postgres(settings: config.Config) -> Iterator[tuple[config.Config, str, str
 
 
 def _load(options: argparse.Namespace) -> int:
-    from server.loadtest import command  # noqa: PLC0415 - only this command needs the library that draws tables
+    from server.commands.loadtest import command  # noqa: PLC0415 - only this command needs the library that draws tables
 
     return command.run(options)
 
 
 def _make_certificate(options: argparse.Namespace) -> int:
-    from server.certificate import write_certificate  # noqa: PLC0415 - only this command needs the library
+    from server.commands.certificate import write_certificate  # noqa: PLC0415 - only this command needs the library
 
     certificate, key = write_certificate(options.folder, options.names)
     print(f"LONGPOLL_SERVER__TLS_CERTIFICATE={certificate}\nLONGPOLL_SERVER__TLS_KEY={key}")

@@ -19,27 +19,15 @@ import jinja2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from server import descriptors, keys, logs, middlewares, resources
-from server.background import Background, counted_errors
-from server.clients import Clients
+from server import resources
 from server.config import Config
-from server.cookies import CookieSessions
 from server.errors import ConfigurationError
 from server.generation.procedural import ProceduralGenerator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
-from server.guesses import Guesses
-from server.handlers.status import repeats_of
-from server.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
-from server.hosts import Hosts
-from server.metrics import Metrics, Snapshots
-from server.observing import Observer
-from server.openapi.document import describe
-from server.parking import Parking
-from server.pulse import Pulse
-from server.rates import Rates
-from server.revocations import Revocations
-from server.routes import ROUTES
+from server.protocol.parking import Parking
+from server.runtime import file_limit
+from server.runtime.background import Background, counted_errors
 from server.storage.backlog import BacklogCount
 from server.storage.cleaning import Cleaning, join_folder
 from server.storage.database import Database
@@ -51,11 +39,26 @@ from server.storage.tasks import BoardTasks, OwnTasks, WorkQueue
 from server.storage.tokens import Tokens
 from server.storage.users import Users
 from server.storage.uses import Uses
-from server.uploads import UPLOADS, Uploads
+from server.telemetry import logs
+from server.telemetry.loop_lag import Pulse
+from server.telemetry.metrics import Metrics, Snapshots
+from server.telemetry.requests import Observer
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
+from server.waiting.revocations import Revocations
 from server.waiting.waiters import Waiters
+from server.web import keys, middlewares
+from server.web.cookies import CookieSessions
+from server.web.guesses import Guesses
+from server.web.handlers.status import repeats_of
+from server.web.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
+from server.web.hosts import Hosts
+from server.web.openapi.document import describe
+from server.web.proxy_headers import Clients
+from server.web.rate_limits import Rates
+from server.web.routes import ROUTES
+from server.web.uploads import UPLOADS, Uploads
 
 WORKERS: Final = web.AppKey("workers", tuple[Worker, ...])
 TURN: Final = web.AppKey[Turn | None]("turn")
@@ -171,7 +174,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
         repeats_of(app),
         enabled=polling.park,
         keepalive_seconds=app[keys.CONFIG].server.keepalive_seconds,
-        most_descriptors=descriptors.limit(),
+        most_descriptors=file_limit.limit(),
     )
     _add_gauges(app)
 

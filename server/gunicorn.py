@@ -13,11 +13,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-from server import config, descriptors, logs, serving
+from server import config
 from server.app import build_app
+from server.commands import serve
 from server.errors import ConfigurationError
 from server.generation.turn import Turn
+from server.runtime import file_limit
 from server.storage import data_folder
+from server.telemetry import logs
 
 
 async def runner() -> web.AppRunner:
@@ -30,10 +33,10 @@ async def runner() -> web.AppRunner:
     given = file if file.is_file() else None  # noqa: ASYNC240 - nothing is served yet
     settings = config.load(given, os.environ)
     logs.configure(settings.logging)
-    descriptors.raise_limit()
+    file_limit.raise_limit()
     if not settings.database.dsn:
         raise ConfigurationError("gunicorn's workers need one Postgres for all: set database.dsn")
     data_folder.prepare(settings.database.data_dir)
-    await serving.bring_up_to_date(settings, settings.database.dsn)
+    await serve.bring_up_to_date(settings, settings.database.dsn)
     turn = Turn(settings.database.data_dir, group=os.getppid())
-    return serving.make_runner(build_app(settings, settings.database.dsn, turn))
+    return serve.make_runner(build_app(settings, settings.database.dsn, turn))

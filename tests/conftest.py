@@ -21,12 +21,15 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from yarl import URL
 
-from server import descriptors, keys, logs, serving
 from server.app import build_app
+from server.commands import serve
 from server.config import Config
-from server.storage.embedded import EmbeddedPostgres
+from server.runtime import file_limit
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate
 from server.storage.users import User
+from server.telemetry import logs
+from server.web import keys
 from tests.contract import Contract
 from tests.faults.figures import pytest_terminal_summary  # noqa: F401 - for pytest, here where it looks
 
@@ -54,7 +57,7 @@ CONTRACT = web.AppKey("contract", Contract)
 @pytest.fixture(scope="session", autouse=True)
 def enough_descriptors() -> None:
     """As the server does at its start: some tests hold thousands of connections."""
-    descriptors.raise_limit()
+    file_limit.raise_limit()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -180,7 +183,7 @@ class ProductionServer(TestServer):
     """A real socket before the runner that production uses; aiohttp's own test server runs handlers differently."""
 
     async def _make_runner(self, **_options: Any) -> web.AppRunner:
-        return serving.make_runner(self.app)
+        return serve.make_runner(self.app)
 
 
 Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]

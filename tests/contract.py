@@ -13,9 +13,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
-from server import wire
-from server.poll_replies import headers_of
-from server.whole_reply import WholeReply
+from server.protocol import heads
+from server.protocol.replies import headers_of
+from server.protocol.whole_reply import WholeReply
 
 # What HTTP itself adds, or a file that is sent.
 UNDESCRIBED = {
@@ -112,7 +112,7 @@ class Contract:
 def _headers(response: web.StreamResponse) -> Mapping[str, str]:
     if not isinstance(response, WholeReply):
         return response.headers
-    lines = response.reply.whole(0.0, "0" * 16, wire.end_of_head(close=False)).partition(b"\r\n\r\n")[0]
+    lines = response.reply.whole(0.0, "0" * 16, heads.end_of_head(close=False)).partition(b"\r\n\r\n")[0]
     return headers_of(lines.partition(b"\r\n")[2])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from psycopg2.extensions import parse_dsn
 
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from tests.conftest import execute
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from server import keys
 from server.config import Config
-from server.poll_handler import PollHandler, PollServer
-from server.waiting.parked import ParkedPoll
+from server.protocol.aiohttp_handler import PollHandler, PollServer
+from server.waiting.parked_polls import ParkedPoll
+from server.web import keys
 from tests.conftest import Person, Sql, until
 from tests.raw_http import Connection, Reply, status_request
 

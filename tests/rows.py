@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from tests.conftest import Sql, _fresh_database, execute
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from server import keys
 from server.storage.images import FileImages
+from server.web import keys
 from tests.conftest import Person, Sql, Start, until
 from tests.test_login import ALICE, PAGE, Client, cookie_of, post, register, tasks_status
 from tests.test_revocations import ask, held, is_refused

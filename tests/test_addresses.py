@@ -15,9 +15,9 @@ import pytest
 import uvloop
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from server.certificate import write_certificate
+from server.commands.certificate import write_certificate
+from server.commands.loadtest.by_sql import SqlStage
 from server.errors import DatabaseUnavailable, StorageError
-from server.loadtest.by_sql import SqlStage
 from server.storage.database import connected, login_role, run_directly
 from tests.conftest import execute
 from tests.faults.postgres import MortalPostgres

@@ -8,9 +8,9 @@ import gc
 import pytest
 import structlog
 
-from server import logs
-from server.background import Background, counted_errors
-from server.metrics import Metrics
+from server.runtime.background import Background, counted_errors
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from tests.conftest import until
 
 
@@ -81,8 +81,8 @@ async def test_a_dead_task_is_started_again_until_it_lives(background: Backgroun
 async def test_the_pause_before_a_restart_grows_up_to_a_bound(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.background._FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr("server.background._LONGEST_PAUSE_SECONDS", 0.003)
+    monkeypatch.setattr("server.runtime.background._FIRST_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr("server.runtime.background._LONGEST_PAUSE_SECONDS", 0.003)
     with structlog.testing.capture_logs() as events:
         background.start("doomed", fail)
         await until(lambda: len(events) >= 4)
@@ -154,7 +154,7 @@ async def test_a_task_that_swallows_a_cancellation_is_canceled_again(
     background: Background, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So does wait_for() of Python 3.11 when the cancellation comes in the tick in which its future is done."""
-    monkeypatch.setattr("server.background._CANCEL_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("server.runtime.background._CANCEL_AGAIN_SECONDS", 0.01)
     swallowed = 0
 
     async def deaf() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from tests.conftest import database_of, execute, until
 from tests.processes import ServerProcess, server_process
 from tests.test_serving import folder, local_session

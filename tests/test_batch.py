@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from server import keys
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, until
 
 
@@ -68,7 +68,9 @@ async def test_changes_that_come_close_together_come_in_one_answer(
 async def test_progress_waits_for_more_if_the_client_likes_and_the_end_does_not(
     alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.handlers.status.LONGEST_GATHER_SECONDS", 60.0)  # a slow machine must not end it early
+    monkeypatch.setattr(
+        "server.web.handlers.status.LONGEST_GATHER_SECONDS", 60.0
+    )  # a slow machine must not end it early
     task_id = await alice.create()
     sql("UPDATE public.image_generations SET status = 'processing'")
     assert (await alice.status(task_id, version=1))["data"]["version"] == 2

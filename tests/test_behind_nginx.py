@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from playwright.async_api import Page, expect
 
-from server import keys
+from server.web import keys
 from tests.browser.chromium import open_chromium
 from tests.conftest import Person, Sql
 from tests.doctor.nginx import nginx

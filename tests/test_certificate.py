@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from server import serving
-from server.certificate import write_certificate
+from server.commands import serve
+from server.commands.certificate import write_certificate
 from server.config import Config
 from server.errors import ConfigurationError
 
@@ -46,7 +46,7 @@ async def test_a_strict_client_that_trusts_it_accepts_it_for_its_names_only(tmp_
     async def close(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=serving.tls_context(settings(certificate, key)))
+    server = await asyncio.start_server(close, "127.0.0.1", 0, ssl=serve.tls_context(settings(certificate, key)))
     port = server.sockets[0].getsockname()[1]
     trust = ssl.create_default_context(cafile=certificate)
     trust.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -67,8 +67,8 @@ def test_a_certificate_that_cannot_be_used_stops_the_start(tmp_path: Path) -> No
     _, other_key = write_certificate(tmp_path / "other", ["localhost"])
     for pair in ((tmp_path / "missing.pem", key), (certificate, tmp_path / "nonsense.pem"), (certificate, other_key)):
         with pytest.raises(ConfigurationError, match="can't be used"):
-            serving.tls_context(settings(*pair))
-    assert serving.tls_context(Config()) is None
-    context = serving.tls_context(settings(certificate, key))
+            serve.tls_context(settings(*pair))
+    assert serve.tls_context(Config()) is None
+    context = serve.tls_context(settings(certificate, key))
     assert context is not None
     assert context.minimum_version >= ssl.TLSVersion.TLSv1_2

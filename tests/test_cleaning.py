@@ -12,10 +12,10 @@ import pytest
 
 from server.config import Generation
 from server.errors import StorageError
-from server.metrics import Metrics
 from server.storage.cleaning import Cleaning, join_folder
 from server.storage.database import Database
 from server.storage.images import FileImages
+from server.telemetry.metrics import Metrics
 from tests import rows
 from tests.conftest import Sql, execute
 from tests.rows import add_task, add_user

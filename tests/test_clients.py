@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from server.clients import Clients
+from server.web.proxy_headers import Clients
 
 
 def request_from(peer: str, *headers: tuple[str, str], method: str = "POST") -> web.Request:

@@ -12,9 +12,9 @@ import pytest
 from psycopg2.extensions import make_dsn
 
 from server.app import build_app
+from server.commands.serve import make_runner
 from server.config import Config
 from server.errors import ConfigurationError, DatabaseUnavailable
-from server.serving import make_runner
 from server.storage.database import Database
 from tests.conftest import Enter, Person, Sql, Start, execute, until
 from tests.pooler import pooler

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 
-from server import keys, serving
 from server.app import build_app
-from server.certificate import write_certificate
+from server.commands import serve
+from server.commands.certificate import write_certificate
 from server.config import Config
 from server.waiting.waiters import TaskHold
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import connect, connect_to, request, status_request
 
@@ -133,7 +134,7 @@ async def https(dsn: str, config: Config, tmp_path: Path) -> AsyncIterator[tuple
     app = build_app(own, dsn)
     thresholds = gc.get_threshold()
     try:
-        async with serving.running(app, own) as port:
+        async with serve.running(app, own) as port:
             yield port, ssl.create_default_context(cafile=certificate), app
     finally:
         gc.unfreeze()

@@ -7,8 +7,8 @@ from typing import Any
 
 from PIL import Image
 
-from server import keys
 from server.generation.worker import reference_name
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start
 from tests.test_tasks import form, image_files, picture
 

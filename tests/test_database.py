@@ -25,7 +25,7 @@ from server.storage.database import (
     run_directly,
     translated_errors,
 )
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.pool import back_off_seconds
 from tests.conftest import Sql, execute, until
 from tests.faults.proxy import proxy_to

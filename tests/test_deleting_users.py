@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from server import keys
 from server.config import Generation
 from server.generation.worker import result_name
-from server.metrics import Metrics
 from server.storage.cleaning import Cleaning
 from server.storage.logins import Scope
+from server.telemetry.metrics import Metrics
+from server.web import keys
 from tests.conftest import Person, Sql, until
 
 THEIRS = ("public.image_generations", "longpoll.accounts", "longpoll.sessions", "longpoll.tokens")

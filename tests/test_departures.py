@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server import keys
-from server.departures import CONTINUE, Departures
+from server.protocol.departures import CONTINUE, Departures
 from server.storage.users import User
+from server.web import keys
 from tests import test_connections
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.parked import server_of

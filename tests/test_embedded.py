@@ -19,8 +19,8 @@ import psycopg2
 import pytest
 
 from server.errors import EmbeddedPostgresError
-from server.storage import binaries, embedded
-from server.storage.embedded import EmbeddedPostgres, Location
+from server.storage.embedded import binaries, cluster
+from server.storage.embedded.cluster import EmbeddedPostgres, Location
 
 ROOT = Path(__file__).resolve().parents[1]
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -28,7 +28,7 @@ FAST = MappingProxyType({"fsync": "off", "synchronous_commit": "off", "full_page
 OWNER = """
 import sys
 from pathlib import Path
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 postgres = EmbeddedPostgres(Path(sys.argv[1]), settings={"fsync": "off"})
 postgres.start()
 print("owner" if postgres.owned else "joiner", flush=True)
@@ -192,7 +192,7 @@ def test_terminal_signals_pass_the_server_by(data_dir: Path) -> None:
 
 def test_stop_ends_a_server_that_hangs(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that hears neither the fast nor the immediate request is killed, and its socket removed."""
-    monkeypatch.setattr(embedded, "STOP_STEPS", ((signal.SIGINT, 0.1), (signal.SIGQUIT, 0.1), (signal.SIGKILL, 5.0)))
+    monkeypatch.setattr(cluster, "STOP_STEPS", ((signal.SIGINT, 0.1), (signal.SIGQUIT, 0.1), (signal.SIGKILL, 5.0)))
     postgres = EmbeddedPostgres(data_dir, settings=FAST)
     postgres.start()
     os.kill(server_process(postgres), signal.SIGSTOP)
@@ -364,7 +364,7 @@ def test_early_end_shows_the_log(data_dir: Path) -> None:
 
 def test_server_that_gets_not_ready_is_ended(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the time is up the caller gets an error, and no server that becomes ready later."""
-    monkeypatch.setattr(embedded, "START_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "START_SECONDS", 0.0)
     postgres = EmbeddedPostgres(data_dir, settings=FAST)
     with pytest.raises(EmbeddedPostgresError, match="isn't ready in time"):
         postgres.start()
@@ -396,7 +396,7 @@ def test_start_from_another_thread_is_refused(folder: Path) -> None:
 
 def test_large_log_is_put_aside(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The log of earlier runs is kept once, so that two of them at most fill the disk."""
-    monkeypatch.setattr(embedded, "LOG_BYTES", 10)
+    monkeypatch.setattr(cluster, "LOG_BYTES", 10)
     with EmbeddedPostgres(data_dir, settings=FAST) as postgres:
         home = postgres.location.home
     with postgres:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server import event_loop
 from server.errors import ConfigurationError
+from server.runtime import event_loop
 from tests.processes import server_process
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import FormData
 
-from server.routes import ROUTES
+from server.web.routes import ROUTES
 from tests.conftest import Person, Sql
 from tests.raw_http import connect_to, status_request
 from tests.test_tasks import form

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from server import __version__, keys
-from server.metrics import Metrics, Snapshots
-from server.storage.embedded import EmbeddedPostgres
+from server import __version__
+from server.storage.embedded.cluster import EmbeddedPostgres
+from server.telemetry.metrics import Metrics, Snapshots
+from server.web import keys
 from tests.conftest import Person, Sql, Start, until
 from tests.outage import outage
 

@@ -11,9 +11,9 @@ from urllib.parse import quote
 
 import pytest
 
-from server import keys
 from server.config import Config
-from server.openapi.document import describe
+from server.web import keys
+from server.web.openapi.document import describe
 from tests.conftest import Enter, Person, Start
 from tests.raw_http import Connection, connect_to, secret_of
 

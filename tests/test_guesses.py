@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from server import config, guesses, keys
+from server import config
 from server.errors import TooManyRequests
-from server.guesses import Guesses
+from server.web import guesses, keys
+from server.web.guesses import Guesses
 from tests.conftest import Sql, Start
 from tests.raw_http import connect
 from tests.test_login import ALICE, PAGE, Client, register

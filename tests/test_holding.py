@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from server import keys
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, until
 
 NO_HEARTBEAT = {"heartbeat_seconds": 60.0}

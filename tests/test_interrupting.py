@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from server import signals
+from server.runtime import signals
 from tests import rows
 from tests.conftest import Sql, execute
 from tests.faults.sites import settings_of

@@ -15,15 +15,15 @@ import psycopg2.extensions
 import pytest
 from structlog.testing import capture_logs
 
-from server import logs
 from server.config import Generation
 from server.errors import ConfigurationError, StorageError
-from server.metrics import Metrics
-from server.storage.binaries import spawn
 from server.storage.cleaning import Cleaning, join_folder, join_servers_folder
 from server.storage.database import Database
-from server.storage.embedded import EmbeddedPostgres, end
+from server.storage.embedded.binaries import spawn
+from server.storage.embedded.cluster import EmbeddedPostgres, end
 from server.storage.images import FileImages
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from tests.conftest import Enter, Sql, Start, database_of, execute
 from tests.faults.postgres import MortalPostgres, mortal_postgres
 from tests.processes import server_process

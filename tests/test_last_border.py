@@ -11,10 +11,12 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
-from server import keys, logs, wire
-from server.handlers.login import safe_target
-from server.poll_replies import StateReply
-from server.replies import MAX_TARGET
+from server.protocol import heads
+from server.protocol.replies import StateReply
+from server.telemetry import logs
+from server.web import keys
+from server.web.handlers.login import safe_target
+from server.web.replies import MAX_TARGET
 from tests.conftest import Person, Sql, Start
 from tests.raw_http import connect_to, request
 
@@ -41,7 +43,7 @@ async def test_a_header_that_cannot_be_written_is_a_500(
     async def go_on(_request: web.Request) -> web.Response:
         return web.Response(status=303, headers={"Location": value})
 
-    monkeypatch.setattr("server.handlers.login.log_out", go_on)
+    monkeypatch.setattr("server.web.handlers.login.log_out", go_on)
     (resource,) = [each for each in alice.app.router.resources() if each.canonical == "/api/auth/logout"]
     (route,) = resource
     monkeypatch.setattr(route, "_handler", go_on)
@@ -64,7 +66,7 @@ async def test_no_session_is_made_if_the_reply_cannot_be_written(
         assert reply.status == 201
     client.session.cookie_jar.clear()
     before = sql("SELECT count(*) FROM longpoll.sessions")
-    monkeypatch.setattr("server.handlers.login.safe_target", lambda _: "/\x7f")
+    monkeypatch.setattr("server.web.handlers.login.safe_target", lambda _: "/\x7f")
     async with client.post("/api/auth/login", data=ALICE, headers=PAGE, allow_redirects=False) as reply:
         assert reply.status == 500
         assert "Set-Cookie" not in reply.headers
@@ -122,7 +124,7 @@ async def test_what_fails_behind_every_middleware_is_a_500_too(
 )  # fmt: skip
 def test_a_target_can_always_be_written(target: str, location: str) -> None:
     assert safe_target(target) == location
-    wire.require_writable({"Location": safe_target(target)})
+    heads.require_writable({"Location": safe_target(target)})
 
 
 async def test_a_login_goes_on_to_any_target(start: Start) -> None:

@@ -13,11 +13,11 @@ import aiopg
 import psycopg2
 import pytest
 
-from server.metrics import Metrics
 from server.storage import connecting
 from server.storage.database import Database
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.listener import Listener
+from server.telemetry.metrics import Metrics
 from tests.conftest import Sql, until
 from tests.test_database import many_descriptors
 

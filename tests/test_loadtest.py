@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from server.__main__ import main
-from server.loadtest import options as loadtest_options
+from server.commands.loadtest import options as loadtest_options
 from tests import rows
 from tests.conftest import Sql
 from tests.faults.load import add_token

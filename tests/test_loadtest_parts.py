@@ -16,14 +16,14 @@ from threading import Thread
 
 import pytest
 
+from server.commands.loadtest import plots
+from server.commands.loadtest.figures import Earlier, Figures, percentile
+from server.commands.loadtest.generator import Generator
+from server.commands.loadtest.measures import Gauge
+from server.commands.loadtest.messages import Counts, Harvest, Order, Part, Plan
+from server.commands.loadtest.options import source_addresses
+from server.commands.loadtest.targets import Answer, LongPollServer, Reason
 from server.errors import LoadTestError
-from server.loadtest import plots
-from server.loadtest.figures import Earlier, Figures, percentile
-from server.loadtest.generator import Generator
-from server.loadtest.measures import Gauge
-from server.loadtest.messages import Counts, Harvest, Order, Part, Plan
-from server.loadtest.options import source_addresses
-from server.loadtest.targets import Answer, LongPollServer, Reason
 
 POLL = b'"poll":{"reason":"%b","changed":true,"waitedMs":12,"next":"%b","retryAfterMs":%d}}'
 

@@ -13,11 +13,11 @@ import pytest
 from server.config import Config, Generation
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import _FIRST_OVERDUE_SECONDS, _LONGEST_OVERDUE_SECONDS, Worker
-from server.metrics import Metrics
 from server.storage.cleaning import Cleaning
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.tasks import WorkQueue
+from server.telemetry.metrics import Metrics
 from tests.conftest import Person, Sql, until
 from tests.rows import add_task, add_user, read_task
 

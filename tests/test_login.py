@@ -10,8 +10,8 @@ import pytest
 from aiohttp import ClientResponse, ClientSession, CookieJar, web
 from aiohttp.test_utils import TestClient
 
-from server.handlers.login import safe_target
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
+from server.web.handlers.login import safe_target
 from tests.conftest import Enter, Person, Start, _fresh_database, until
 from tests.raw_http import secret_of
 

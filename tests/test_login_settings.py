@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import pytest
 from psycopg2.extensions import make_dsn
 
-from server import keys
+from server.commands.loadtest.by_sql import SqlStage
 from server.errors import ConfigurationError
-from server.loadtest.by_sql import SqlStage
 from server.storage.database import Database
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, execute, until
 
 PROMPT = "ein Käfer über dem 湖, 🌊\\n'quoted'"

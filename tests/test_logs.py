@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server import logs
 from server.config import Config
+from server.telemetry import logs
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from server import keys
+from server.web import keys
 from tests.browser.chromium import open_chromium
 from tests.conftest import Person, Sql, until
 from tests.raw_http import secret_of
@@ -98,7 +98,7 @@ async def test_every_page_can_be_read_and_used(
 async def test_the_figures_move_by_themselves_and_say_when_they_are_old(
     alice: Person, browser_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.handlers.ops.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("server.web.handlers.ops.REFRESH_SECONDS", 0.05)
     page, _ = await browser_of(alice)
     await page.goto(str(alice.http.make_url("/ops")))
     watched = page.locator("[data-figure='polls.watched']")
@@ -118,7 +118,7 @@ async def test_the_figures_move_by_themselves_and_say_when_they_are_old(
 async def test_a_page_that_nobody_looks_at_asks_for_no_figures(
     alice: Person, browser_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.handlers.ops.REFRESH_SECONDS", 0.05)
+    monkeypatch.setattr("server.web.handlers.ops.REFRESH_SECONDS", 0.05)
     asked: list[str] = []
 
     page, _ = await browser_of(alice)

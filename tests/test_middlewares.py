@@ -17,8 +17,9 @@ from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.test_utils import TestClient
 from yarl import URL
 
-from server import keys, logs
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
+from server.telemetry import logs
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.outage import outage
 from tests.raw_http import connect_to, request

@@ -14,7 +14,7 @@ import pytest
 from server import resources
 from server.errors import ConfigurationError, DatabaseUnavailable, MigrationError
 from server.storage.database import Database
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import Migration, make_login, migrate, pending, read_migrations
 from tests.conftest import database_of, execute
 from tests.pooler import pooler

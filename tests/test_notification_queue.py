@@ -10,12 +10,12 @@ import psycopg2
 import pytest
 import structlog
 
-from server import logs
 from server.errors import DatabaseUnavailable
 from server.storage import notification_queue
 from server.storage.database import Database
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.notification_queue import NotificationQueue
+from server.telemetry import logs
 from tests.conftest import Enter, Sql, Start, until
 from tests.outage import outage
 

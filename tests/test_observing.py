@@ -8,10 +8,10 @@ from typing import Any
 
 from structlog.testing import capture_logs
 
-from server import logs
 from server.config import Config
-from server.metrics import Metrics
-from server.observing import Observer, Trace
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
+from server.telemetry.requests import Observer, Trace
 
 ROUTE = "/api/generate/status"
 

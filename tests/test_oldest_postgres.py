@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate
 from tests.conftest import Enter, Sql, Start, until
 from tests.programs import program

@@ -15,11 +15,11 @@ import pytest
 from aiohttp import FormData, web
 from openapi_spec_validator import validate
 
-from server import keys
 from server.app import build_app
 from server.config import Config
-from server.openapi.document import describe
-from server.openapi.schemas import problem_types
+from server.web import keys
+from server.web.openapi.document import describe
+from server.web.openapi.schemas import problem_types
 from tests.conftest import CONTRACT, Enter, Person, Sql, Start, until
 
 PAGE = {"Accept": "text/html"}

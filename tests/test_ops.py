@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import structlog
 
-from server import keys
 from server.config import Config
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
+from server.web import keys
 from tests.conftest import Person, Sql, Start, until
 from tests.outage import outage
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from psycopg2.extensions import make_dsn
 
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate, read_migrations
 from tests.conftest import Sql, execute, until
 from tests.faults.sites import free_port

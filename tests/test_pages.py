@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from server import resources
-from server.handlers import pages
+from server.web.handlers import pages
 from tests.conftest import Enter, Person, Sql, Start
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}

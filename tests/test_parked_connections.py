@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server import keys, parking
-from server.observing import Trace
-from server.poll_handler import PollHandler
-from server.poll_replies import PLAIN
+from server.protocol import parking
+from server.protocol.aiohttp_handler import PollHandler
+from server.protocol.replies import PLAIN
+from server.telemetry.requests import Trace
 from server.waiting.answers import Question
-from server.waiting.parked import ParkedPoll
+from server.waiting.parked_polls import ParkedPoll
+from server.web import keys
 from tests import parked
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.parked import changed, follow, server_of
@@ -178,7 +179,7 @@ async def test_a_poll_that_never_gets_as_far_as_its_connection_is_forgotten(
             await asyncio.Event().wait()
         return response
 
-    monkeypatch.setattr("server.middlewares.guard", lambda *_: dawdle)
+    monkeypatch.setattr("server.web.middlewares.guard", lambda *_: dawdle)
     alice = await enter(await start())
     task_id = await alice.create()
     async with connect_to(alice) as connection:

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server import keys, poll_replies, turnstile
-from server.poll_handler import PollHandler, PollServer
-from server.waiting.parked import ParkedPoll
+from server.protocol import replies, turnstile
+from server.protocol.aiohttp_handler import PollHandler, PollServer
+from server.waiting.parked_polls import ParkedPoll
 from server.waiting.waiters import TaskHold
+from server.web import keys
 from tests import parked
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.parked import PROCESSING, handlers_alive, is_parked, kinds_held, server_of
@@ -180,7 +181,7 @@ async def test_a_reply_that_cannot_be_made_is_a_500_and_counted(
     async with connect_to(alice) as connection:
         await connection.send(status_request(alice, task_id, version=1))
         await is_parked(alice)
-        monkeypatch.setattr(poll_replies, "StateReply", broken)
+        monkeypatch.setattr(replies, "StateReply", broken)
         sql(PROCESSING)
         reply = await connection.reply()
     assert (reply.status, json.loads(reply.body)["code"]) == (500, "internal_server_error")

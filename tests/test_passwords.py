@@ -6,10 +6,11 @@ import unicodedata
 
 import pytest
 
-from server import keys, passwords
 from server.errors import BadRequest, WrongCredentials
+from server.storage import passwords
 from server.storage.database import Database
 from server.storage.users import Users
+from server.web import keys
 from tests import rows, test_users
 from tests.conftest import Sql, Start
 from tests.test_login import ALICE, PAGE, post

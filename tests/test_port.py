@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.certificate import write_certificate
+from server.commands.certificate import write_certificate
 from server.config import Config, Server
 from server.errors import ConfigurationError
-from server.handover import hear_no_syn
-from server.port import PATIENCE_SECONDS, Port
+from server.protocol.port import PATIENCE_SECONDS, Port
+from server.protocol.syn_filter import hear_no_syn
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server import pulse
-from server.pulse import Pulse
+from server.telemetry import loop_lag
+from server.telemetry.loop_lag import Pulse
 from tests.conftest import Person, until
 
 
@@ -30,13 +30,13 @@ class Cycle:
 
 @pytest.mark.usefixtures("collector")
 async def test_what_lives_is_frozen_and_what_was_garbage_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pulse, "FREEZE_SECONDS", 0.01)
-    pulse.tame_collector()
-    assert gc.get_threshold() == pulse.THRESHOLDS
+    monkeypatch.setattr(loop_lag, "FREEZE_SECONDS", 0.01)
+    loop_lag.tame_collector()
+    assert gc.get_threshold() == loop_lag.THRESHOLDS
     garbage = weakref.ref(Cycle())
     frozen = gc.get_freeze_count()
     kept = [[number] for number in range(1000)]
-    task = asyncio.create_task(pulse.keep_tame(lambda: 0))
+    task = asyncio.create_task(loop_lag.keep_tame(lambda: 0))
     await until(lambda: gc.get_freeze_count() >= frozen + len(kept))
     assert garbage() is None
     task.cancel()
@@ -47,13 +47,13 @@ async def test_what_lives_is_frozen_and_what_was_garbage_is_gone(monkeypatch: py
 async def test_frozen_garbage_is_found_while_few_polls_are_held(
     monkeypatch: pytest.MonkeyPatch, *, held: int, found: bool
 ) -> None:
-    monkeypatch.setattr(pulse, "FREEZE_SECONDS", 0.01)
-    monkeypatch.setattr(pulse, "THAW_SECONDS", 0.02)
+    monkeypatch.setattr(loop_lag, "FREEZE_SECONDS", 0.01)
+    monkeypatch.setattr(loop_lag, "THAW_SECONDS", 0.02)
     cycle = Cycle()
     garbage = weakref.ref(cycle)
     gc.freeze()
     del cycle
-    task, collections = asyncio.create_task(pulse.keep_tame(lambda: held)), gc.get_stats()[0]["collections"]
+    task, collections = asyncio.create_task(loop_lag.keep_tame(lambda: held)), gc.get_stats()[0]["collections"]
     await until(lambda: gc.get_stats()[0]["collections"] > collections + 5)
     assert (garbage() is None) is found
     task.cancel()

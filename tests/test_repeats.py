@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from server import keys, repeats
+from server.protocol import repeats
+from server.web import keys
 from tests import parked
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.parked import changed, follow, handlers_alive, is_parked, server_of

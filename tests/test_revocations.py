@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from server import keys
 from server.app import _REVOCATIONS
 from server.errors import DatabaseUnavailable
 from server.storage.sessions import digest
+from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import connect_to, secret_of, status_request
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server.routes import ROUTES
+from server.web.routes import ROUTES
 from tests.conftest import Person, Sql, Start
 
 # What anybody may ask for. Whoever adds a route must decide, and say so here.

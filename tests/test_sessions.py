@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from server.errors import DatabaseUnavailable
-from server.metrics import Metrics
 from server.storage.database import Database
 from server.storage.listener import Listener
 from server.storage.logins import Scope
@@ -20,6 +19,7 @@ from server.storage.sessions import MOST_SESSIONS, OFFLINE_GRACE_SECONDS, UNPROV
 from server.storage.tokens import Tokens
 from server.storage.users import User
 from server.storage.uses import Uses
+from server.telemetry.metrics import Metrics
 from tests import rows
 from tests.conftest import Sql, until
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.keys import WAITERS
+from server.web.keys import WAITERS
 from tests.conftest import Enter, Person, Sql, Start, until
 
 QUICK = {"hold_seconds": 0.3, "jitter_seconds": 0.0}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from server import keys
 from server.storage.database import Database
+from server.web import keys
 from tests.conftest import Enter, Person, Start, until
 from tests.raw_http import connect_to, status_request
 

@@ -19,7 +19,7 @@ import pytest
 
 from server.errors import ConfigurationError, MigrationError
 from server.storage.database import Database
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate, read_migrations
 from tests.conftest import database_of, execute
 from tests.rows import run_as

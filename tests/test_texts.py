@@ -11,8 +11,8 @@ from typing import Any
 import orjson
 import pytest
 
-from server import keys
 from server.generation.worker import reference_name
+from server.web import keys
 from tests.conftest import Person, Sql, Start
 from tests.test_bad_input import FORM, field, parts, raw
 from tests.test_tasks import form, picture

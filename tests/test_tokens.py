@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from server import keys
 from server.errors import TooManyTokens
-from server.routes import ROUTES
 from server.storage.logins import TOKEN_USE_SECONDS, Scope
 from server.storage.tokens import MOST_TOKENS
+from server.web import keys
+from server.web.routes import ROUTES
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.raw_http import secret_of
 from tests.test_login import post, tasks_status

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from server.storage.embedded import Postmaster
+from server.storage.embedded.cluster import Postmaster
 from tests.conftest import until
 from tests.processes import server_process
 from tests.test_serving import leftovers, local_session, register

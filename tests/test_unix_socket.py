@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, UnixConnector, web
 
-from server import config, keys, serving, supervising
+from server import config
 from server.app import build_app
+from server.commands import serve, supervise
 from server.config import Config
 from server.errors import ConfigurationError
-from server.waiting.parked import ParkedPoll
+from server.waiting.parked_polls import ParkedPoll
+from server.web import keys
 from tests.conftest import Sql, until
 from tests.processes import ServerProcess
 
@@ -36,7 +38,7 @@ async def site(dsn: str, config: Config, path: Path) -> AsyncIterator[tuple[Clie
     app = build_app(own, dsn)
     thresholds = gc.get_threshold()
     try:
-        async with serving.running(app, own), ClientSession(connector=UnixConnector(str(path))) as session:
+        async with serve.running(app, own), ClientSession(connector=UnixConnector(str(path))) as session:
             yield session, app
     finally:
         gc.unfreeze()
@@ -97,4 +99,4 @@ async def test_several_processes_cannot_share_it(path: Path) -> None:
     with pytest.raises(ConfigurationError, match="can't be shared"):
         config.load(None, {"LONGPOLL_SERVER__UNIX_SOCKET": str(path), "LONGPOLL_SERVER__REUSE_PORT": "yes"})
     with pytest.raises(ConfigurationError, match="several processes share a port"):
-        await supervising.serve(Config().replace(server={"unix_socket": str(path)}), "", "", 2)
+        await supervise.run(Config().replace(server={"unix_socket": str(path)}), "", "", 2)

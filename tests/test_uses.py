@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from server import keys
 from server.errors import DatabaseUnavailable
 from server.storage.logins import SESSION_USE_SECONDS, Login
+from server.web import keys
 from tests import parked
 from tests.conftest import Enter, Person, Sql, Start, until
 from tests.parked import changed, follow

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from server import keys
 from server.generation.worker import reference_name
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
+from server.web import keys
 from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
 from tests.conftest import Enter, Person, Sql, Start
 from tests.outage import outage

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Final
 
-from server import logs
+from server.telemetry import logs
 
 _ASK_SECONDS: Final = 0.5
 _FILE: Final = "workers.lock"

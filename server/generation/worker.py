@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Final, Self
 
-from server import logs
 from server.config import Generation
 from server.errors import (
     DatabaseUnavailable,
@@ -27,9 +26,10 @@ from server.errors import (
 )
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
 from server.generation.picture import check_picture
-from server.metrics import Metrics
 from server.storage.images import ImageStore
 from server.storage.tasks import Claim, WorkQueue
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 
 # A lost notification of a new task is made up for after so long.
 _LONGEST_SLEEP_SECONDS: Final = 5.0

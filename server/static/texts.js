@@ -1,5 +1,5 @@
 // @ts-check
-/** Texts as the server counts and keeps them: `server/handlers/texts.py` has the same rules. */
+/** Texts as the server counts and keeps them: `server/web/handlers/texts.py` has the same rules. */
 
 const SPACE = /[\s\u001C-\u001F\u0085\u200B\u2060]/;
 const SHOWN = /[^\s\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]/u;

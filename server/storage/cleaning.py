@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from server import logs
 from server.config import Generation
 from server.errors import ConfigurationError, PicturesUnavailable, StorageError
-from server.metrics import Metrics
 from server.storage.database import Database
 from server.storage.images import ID_FILE, FileImages
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 
 _EVERY_SECONDS: Final = 3600.0
 _YOUNG_SECONDS: Final = 3600.0

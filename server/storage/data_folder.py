@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from server.errors import ConfigurationError
-from server.storage.binaries import create_folders
+from server.storage.embedded.binaries import create_folders
 
 
 def prepare(data_dir: str) -> None:

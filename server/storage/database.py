@@ -23,7 +23,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 
-from server import logs, resources
+from server import resources
 from server.errors import (
     ConfigurationError,
     ConstraintViolated,
@@ -34,6 +34,7 @@ from server.errors import (
 )
 from server.storage.connecting import connect, parse
 from server.storage.pool import Pool
+from server.telemetry import logs
 
 T = TypeVar("T")
 

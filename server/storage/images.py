@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from server import logs
 from server.errors import PicturesUnavailable
+from server.telemetry import logs
 
 T = TypeVar("T")
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping
 import aiopg
 import psycopg2
 
-from server import logs
 from server.errors import StorageError
-from server.metrics import Metrics
 from server.storage.database import Database, connected, run_directly, translated_errors
 from server.storage.pool import back_off_seconds
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 
 _LONGEST_NUMBER = 20
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from server import logs, resources
+from server import resources
 from server.errors import DatabaseUnavailable, MigrationError, StorageError
 from server.storage.database import Connection, connected, read_queries, run_directly
+from server.telemetry import logs
 
 _NAME: Final = re.compile(r"(\d{4})_\w+\.sql\Z")
 _PATIENCE_SECONDS: Final = 60.0

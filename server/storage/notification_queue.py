@@ -7,9 +7,9 @@ import contextlib
 from dataclasses import dataclass
 from typing import Final
 
-from server import logs
 from server.errors import StorageError
 from server.storage.database import Database
+from server.telemetry import logs
 
 SAMPLE_SECONDS: Final = 60.0
 # So full it gets only behind a session that listens and doesn't read, such as one idle in a transaction.

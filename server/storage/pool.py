@@ -16,8 +16,8 @@ from typing import Final
 import aiopg
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 
-from server import logs
 from server.errors import DatabaseUnavailable, ServerError
+from server.telemetry import logs
 
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _DOUBLINGS: Final = 6  # enough for the longest pause; half an hour of failures is more than a float can hold

@@ -11,8 +11,8 @@ from typing import Final
 import argon2
 
 from server.errors import AddressTaken, ConstraintViolated, WrongCredentials
-from server.passwords import normalize
 from server.storage.database import Database
+from server.storage.passwords import normalize
 
 # Two at a time: each takes 64 MiB and a core for a while, and a flood of logins must not take more.
 _HASHING_THREADS: Final = 2

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from server import logs
 from server.errors import StorageError
 from server.storage.database import Database
 from server.storage.logins import SESSION_USE_SECONDS, TOKEN_USE_SECONDS, Login
+from server.telemetry import logs
 
 # Those that come within so long are written together.
 _GATHER_SECONDS: Final = 1.0

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from server.waiting.waiters import Credential, Reason
-from server.waiting.watched import Snapshot
+from server.waiting.watched_task import Snapshot
 
 S = TypeVar("S", bound=Snapshot)
 

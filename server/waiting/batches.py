@@ -12,7 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from server.waiting.board import Board
 from server.waiting.waiters import Credential, Reason, Waiters
-from server.waiting.watched import Snapshot, Watched
+from server.waiting.watched_task import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 

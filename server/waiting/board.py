@@ -18,10 +18,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Final, Generic, TypeVar
 
-from server import logs
-from server.metrics import Metrics
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from server.waiting.reads import ReadBatch, board_stopped
-from server.waiting.watched import Snapshot, Watched
+from server.waiting.watched_task import Snapshot, Watched
 
 UNHEALTHY_SWEEP_SECONDS: Final = 1.0
 _RETRY_SECONDS: Final = (0.1, 0.25, 0.5, 1.0)

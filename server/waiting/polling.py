@@ -9,9 +9,9 @@ from typing import Generic, TypeVar
 
 from server.waiting.answers import Answer, Question, conclude
 from server.waiting.board import Board
-from server.waiting.parked import ParkedPoll, ParkedPolls, Tell
+from server.waiting.parked_polls import ParkedPoll, ParkedPolls, Tell
 from server.waiting.waiters import Reason, Waiters
-from server.waiting.watched import Snapshot, Watched
+from server.waiting.watched_task import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 

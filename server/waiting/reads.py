@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
-from server import logs
 from server.errors import BoardStopped, DatabaseUnavailable, StorageError
-from server.metrics import Metrics
-from server.waiting.watched import Snapshot, Watched
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
+from server.waiting.watched_task import Snapshot, Watched
 
 # Enough to find two or three bad ones among 1,000; if still more reads fail, it isn't single tasks that are the matter.
 _MOST_READS: Final = 64

@@ -17,7 +17,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from server.waiting.deadlines import GRAIN_SECONDS, Deadlines
+from server.waiting.timer_wheel import GRAIN_SECONDS, Deadlines
 
 # A poll that was let in before a revocation may still be reading what it waits for; no read takes as long as this.
 _REMEMBERED_SECONDS: Final = 60.0

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from server.handlers import texts
+from server.web.handlers import texts
 from tests.browser.harness import Client
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]

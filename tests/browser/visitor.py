@@ -11,8 +11,8 @@ from typing import Any
 
 from playwright.async_api import Browser, BrowserContext, Page
 
-from server import keys
 from server.storage.users import User
+from server.web import keys
 from tests.browser.chromium import open_chromium
 from tests.conftest import Person
 from tests.raw_http import secret_of

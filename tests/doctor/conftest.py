@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from server.commands.doctor.deployment import Deployment
+from server.commands.doctor.examination import examine
+from server.commands.doctor.report import Report
 from server.config import Config
-from server.doctor.deployment import Deployment
-from server.doctor.examination import examine
-from server.doctor.report import Report
 
 
 class Examination:

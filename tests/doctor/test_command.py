@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from server.doctor.examination import CHECKS
+from server.commands.doctor.examination import CHECKS
 from tests.doctor.conftest import Examination
 from tests.processes import server_process
 

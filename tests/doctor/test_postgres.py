@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from server.doctor import postgres as checks
-from server.storage.embedded import EmbeddedPostgres
+from server.commands.doctor import postgres as checks
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import read_migrations
 from tests.conftest import Sql
 from tests.doctor.conftest import Examination, Examine

@@ -8,10 +8,10 @@ import io
 
 import pytest
 
+from server.commands.doctor.deployment import Deployment
+from server.commands.doctor.examination import CHECKS, Check, examine
+from server.commands.doctor.report import Finding, Report, failed, ok, warning
 from server.config import Config
-from server.doctor.deployment import Deployment
-from server.doctor.examination import CHECKS, Check, examine
-from server.doctor.report import Finding, Report, failed, ok, warning
 from tests.doctor.conftest import Examination, Examine
 
 

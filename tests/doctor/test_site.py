@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from server.doctor import site
-from server.doctor.examination import CHECKS
-from server.doctor.report import Verdict
-from server.doctor.site import Reply, judge
+from server.commands.doctor import site
+from server.commands.doctor.examination import CHECKS
+from server.commands.doctor.report import Verdict
+from server.commands.doctor.site import Reply, judge
 from server.storage.migrations import migrate
 from tests.conftest import Person, Sql, Start, execute
 from tests.doctor.conftest import Examine

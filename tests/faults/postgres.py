@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import pytest
 
-from server.storage.embedded import LOCK_SECONDS, EmbeddedPostgres
+from server.storage.embedded.cluster import LOCK_SECONDS, EmbeddedPostgres
 from server.storage.migrations import migrate
 
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from server import keys
 from server.storage.listener import Listener
+from server.web import keys
 from tests.conftest import Person, execute, until
 from tests.faults.load import Oracle, Pollers, Updates, read_states
 from tests.raw_http import secret_of

@@ -17,8 +17,8 @@ from aiohttp.test_utils import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from yarl import URL
 
-from server import keys
 from server.config import Config
+from server.web import keys
 from tests.conftest import Sql, Start
 from tests.faults.load import Channel, add_token
 from tests.processes import ServerProcess

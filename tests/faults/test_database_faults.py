@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from server import keys
+from server.web import keys
 from tests.conftest import Enter, Person, Start, until
 from tests.faults import postgres
 from tests.faults.load import print_figure

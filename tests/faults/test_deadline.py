@@ -13,8 +13,8 @@ import orjson
 import psycopg2
 import pytest
 
-from server import keys
-from server.waiting.deadlines import GRAIN_SECONDS
+from server.waiting.timer_wheel import GRAIN_SECONDS
+from server.web import keys
 from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import bystanders

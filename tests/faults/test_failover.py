@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
-from server.storage.binaries import run
+from server.storage.embedded.binaries import run
 from tests.conftest import Enter, Person, Start, execute, until
 from tests.faults.load import print_figure
 from tests.faults.postgres import MortalPostgres, dsn, mortal

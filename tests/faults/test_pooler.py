@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server import app, serving
+from server import app
+from server.commands import serve
 from server.config import Config
 from server.errors import ConfigurationError
 from tests.conftest import Enter, Person, Start
@@ -30,7 +31,7 @@ async def test_the_start_fails_and_names_the_pooler_and_the_way_out(
 ) -> None:
     """However long it waits, a notification never comes: the pooler takes LISTEN, says yes, and drops it."""
     monkeypatch.setattr(app, "_READY_SECONDS", 2.0)
-    runner = serving.make_runner(app.build_app(config, pooled_dsn))
+    runner = serve.make_runner(app.build_app(config, pooled_dsn))
     with pytest.raises(ConfigurationError, match=r"transaction pooler .* drops LISTEN: give database\.listen_dsn"):
         await runner.setup()
     await runner.cleanup()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from server import keys
+from server.web import keys
 from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import CLIENTS, bystanders

@@ -18,7 +18,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies
 
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.waiting.answers import Answer, Question
 from server.waiting.batches import BatchPolling, BatchQuestion
 from server.waiting.board import Board

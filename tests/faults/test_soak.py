@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from server import logs
+from server.telemetry import logs
 from tests.conftest import until
 from tests.faults.load import Pollers, Updates, print_figure, read_states
 from tests.faults.postgres import MortalPostgres, mortal_postgres

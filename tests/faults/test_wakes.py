@@ -14,7 +14,7 @@ import orjson
 import psycopg2
 import pytest
 
-from server import keys
+from server.web import keys
 from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import bystanders

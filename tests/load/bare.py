@@ -16,7 +16,7 @@ from collections import defaultdict
 
 from aiohttp import web
 
-from server.serving import tame_collector
+from server.commands.serve import tame_collector
 
 HOLD_SECONDS = 30.0
 # As long as a reply of ours.

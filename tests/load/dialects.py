@@ -6,9 +6,9 @@ import re
 import time
 from typing import Self
 
-from server.loadtest.control import Control
-from server.loadtest.stages import Commit, Task
-from server.loadtest.targets import Answer, Reason
+from server.commands.loadtest.control import Control
+from server.commands.loadtest.stages import Commit, Task
+from server.commands.loadtest.targets import Answer, Reason
 from tests.load.bare import BODY
 
 _VERSION = re.compile(rb'"version":(\d+)')

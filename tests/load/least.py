@@ -13,8 +13,9 @@ import re
 from collections import defaultdict
 from typing import cast
 
-from server import event_loop, wire
-from server.pulse import tame_collector
+from server.protocol import heads
+from server.runtime import event_loop
+from server.telemetry.loop_lag import tame_collector
 from tests.load.bare import BODY
 
 _POLL = re.compile(rb"GET /poll\?task=([^&]+)&version=([0-9]+) ")
@@ -39,8 +40,8 @@ class Least:
         version = self.versions[task]
         head = f'ETag: "{task}.{version}"\r\nX-Task-Version: {version}\r\nContent-Type: application/json\r\n'
         body = (BODY % (task, version, "change")).encode()
-        return wire.reply_bytes(
-            200, head.encode(), body, request_id="0" * 16, end_of_head=wire.end_of_head(close=False)
+        return heads.reply_bytes(
+            200, head.encode(), body, request_id="0" * 16, end_of_head=heads.end_of_head(close=False)
         )
 
 

@@ -25,14 +25,14 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from server.loadtest import command
-from server.loadtest.control import Control
-from server.loadtest.figures import KINDS, Figures
-from server.loadtest.measures import Gauge
-from server.loadtest.options import Options
-from server.loadtest.report import LiveDisplay
-from server.loadtest.stages import Stage
-from server.loadtest.targets import LongPollServer, Target
+from server.commands.loadtest import command
+from server.commands.loadtest.control import Control
+from server.commands.loadtest.figures import KINDS, Figures
+from server.commands.loadtest.measures import Gauge
+from server.commands.loadtest.options import Options
+from server.commands.loadtest.report import LiveDisplay
+from server.commands.loadtest.stages import Stage
+from server.commands.loadtest.targets import LongPollServer, Target
 from tests.load.dialects import BareServer, Nchan, PublishedTasks
 
 ROOT = Path(__file__).resolve().parents[2]

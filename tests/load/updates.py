@@ -26,7 +26,7 @@ import psycopg2
 from rich.console import Console
 from rich.table import Table
 
-from server.storage.embedded import EmbeddedPostgres
+from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate
 from tests.conftest import execute
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.metrics import Metrics
+from server.telemetry.metrics import Metrics
 from server.waiting.answers import Answer, Question
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board

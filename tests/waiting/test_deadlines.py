@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import Any
 
-from server.waiting.deadlines import GRAIN_SECONDS, Deadlines
+from server.waiting.timer_wheel import GRAIN_SECONDS, Deadlines
 
 
 class Waiter:

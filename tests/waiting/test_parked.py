@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from server.waiting.answers import Answer, Question, Until
-from server.waiting.parked import ANSWERED_AT_ONCE, ParkedPoll
+from server.waiting.parked_polls import ANSWERED_AT_ONCE, ParkedPoll
 from server.waiting.waiters import Reason
 from tests.waiting.conftest import Scene, State, playing, settle
 

@@ -1,0 +1,1 @@
+"""What an operator starts: the server, workers, migrations, checks, a load test."""

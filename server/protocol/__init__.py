@@ -1,0 +1,1 @@
+"""HTTP as the socket sees it: connections, held polls without a coroutine, and bytes."""

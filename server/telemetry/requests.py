@@ -1,0 +1,112 @@
+"""What is kept of each request: one log line, and its place in the metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from server import config
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
+
+POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
+CLIENT_GONE: Final = "client_gone"
+STATUS_OF_NOBODY: Final = 499  # the client has gone, and nobody reads the reply
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
+
+
+Held: TypeAlias = tuple[str | None, float, Sequence[float]]
+"""How a poll ended, for how many seconds it was held, and when the changes that it told of were committed.
+
+The times are of the database's clock, in seconds since 1970. None for how it ended: the request wasn't one for a poll, but held all the same.
+"""
+
+
+class Trace:
+    """What the one log line of a request will say, filled in on the way. One is kept for each poll that is held."""
+
+    __slots__ = ("held", "request_id", "started", "task_id", "user_id")
+
+    def __init__(self, user_id: str | None = None, task_id: str | None = None) -> None:
+        """Begin with a number that stands for this request: nobody else's, but no secret either."""
+        self.request_id = random.getrandbits(64).to_bytes(8).hex()
+        self.user_id = user_id
+        self.task_id = task_id
+        self.held: Held = None, 0.0, ()
+        self.started = time.perf_counter()
+
+
+class Observer:
+    """Counts and logs. `clock_offset`: how far the database's clock is behind ours, in seconds."""
+
+    def __init__(self, metrics: Metrics, logging: config.Logging, clock_offset: Callable[[], float]) -> None:
+        """Count in these metrics."""
+        self.metrics = metrics
+        self._logging = logging
+        self._clock_offset = clock_offset
+        self._finished: list[tuple[Trace, str, str, str, int, float]] = []
+
+    def request_finished(self, trace: Trace, method: str, route: str, path: str, status: int, seconds: float) -> None:
+        """Take note of a reply; `seconds` are all that the request took, the time it was held among them.
+
+        It is written down behind all replies of this turn of the loop: whoever waits for theirs is told first.
+        """
+        if not self._finished:
+            asyncio.get_running_loop().call_soon(self._write_down)
+        self._finished.append((trace, method, route, path, status, seconds))
+
+    def _write_down(self) -> None:
+        finished, self._finished = self._finished, []
+        groups: defaultdict[tuple[str, str, int, str | None], list[float]] = defaultdict(list)
+        holds: list[float] = []
+        changes: list[float] = []
+        lines = []
+        for trace, method, route, path, status, seconds in finished:
+            outcome, held, told = trace.held
+            took = seconds - held
+            groups[route, method, status, outcome].append(took)
+            if outcome is not None:
+                holds.append(held)
+                if held:
+                    changes += told
+            if self._is_logged(route, status, outcome):
+                lines.append(_line(trace, method, route, path, status, took))
+        self._count(groups)
+        self.metrics.hold_seconds.observe(holds)
+        now = time.time() - self._clock_offset()
+        self.metrics.wake_latency_seconds.observe([max(now - changed_at, 0.0) for changed_at in changes])
+        logs.log_replies(lines)
+
+    def _count(self, groups: Mapping[tuple[str, str, int, str | None], list[float]]) -> None:
+        for (route, method, status, outcome), took in groups.items():
+            known = method if method in _METHODS else "other"  # strangers must not invent time series
+            self.metrics.requests.counts[route, known, status] += len(took)
+            self.metrics.request_seconds.observe(took, label=route)
+            if outcome is not None:
+                self.metrics.polls.counts[outcome,] += len(took)
+
+    def _is_logged(self, route: str, status: int, outcome: str | None) -> bool:
+        if outcome == "timeout":
+            return random.random() < self._logging.timeout_sample
+        return outcome is not None or route not in _QUIET_ROUTES or status >= 400
+
+
+def _line(trace: Trace, method: str, route: str, path: str, status: int, took: float) -> dict[str, object]:
+    outcome, held, _ = trace.held
+    return {
+        "request_id": trace.request_id,
+        "method": method,
+        "path": path,
+        "status": status,
+        "user_id": trace.user_id,
+        "task_id": trace.task_id,
+        "outcome": outcome,
+        "held_ms": int(held * 10_000 + 0.5) / 10,  # `round` takes twice as long
+        "took_ms": int(took * 10_000 + 0.5) / 10,
+        "event": logs.POLL_FINISHED if route in POLL_ROUTES else logs.REQUEST_FINISHED,
+    }

@@ -1,0 +1,136 @@
+"""Polls that wait without a task: what a coroutine would keep in its frames stands in a few slots.
+
+Whoever has news for such a poll calls it up, which costs next to nothing. It is looked at soon after, and answered with
+what is known by then: so many in each turn of the loop, that nobody else must wait until a crowd has its replies. What a
+crowd shares is found once: who has seen the same state of a task gets the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from server.waiting.answers import Answer, Question, Until, conclude
+from server.waiting.board import Board
+from server.waiting.waiters import Hold, Reason, Waiters
+from server.waiting.watched_task import Snapshot, Watched
+
+S = TypeVar("S", bound=Snapshot)
+
+Tell: TypeAlias = Callable[[Answer[S], float], None]
+"""Takes the answer, and for how many seconds the poll was held. Called once."""
+
+ANSWERED_AT_ONCE: Final = 256
+
+
+class ParkedPoll(Hold, Generic[S]):
+    """One of them, until it is `over`: answered, or abandoned."""
+
+    __slots__ = ("_parked", "over", "seen", "started", "tell", "until", "watched")
+
+    def __init__(
+        self,
+        parked: ParkedPolls[S],
+        question: Question,
+        arrival: int,
+        watched: Watched[S],
+        seen: S,
+        tell: Tell[S],
+    ) -> None:
+        """Make it; `seen` is what the watched task is now."""
+        super().__init__(question.user_id, question.client_key, arrival, question.credential)
+        self._parked = parked
+        self.until = question.until
+        self.watched = watched
+        self.seen = seen
+        self.tell = tell
+        self.started = parked.clock()
+        self.over = False
+
+    def set(self) -> None:
+        """Be called up: the task has changed."""
+        self._parked.call_up(self)
+
+    def end(self, reason: Reason) -> None:
+        """Be called up, to be answered with this reason unless the task has changed."""
+        if self.reason is None:
+            self.reason = reason
+            self._parked.call_up(self)
+
+    def abandon(self) -> float:
+        """Wait no longer, and tell nobody: the client has gone. Returns for how many seconds it was held."""
+        if not self.over:
+            self.over = True
+            self._parked.forget([self])
+        return self._parked.clock() - self.started
+
+
+class ParkedPolls(Generic[S]):
+    """All of them, and the queue of those that were called up."""
+
+    def __init__(self, board: Board[S], waiters: Waiters, clock: Callable[[], float]) -> None:
+        """Begin with none. `clock` gives seconds."""
+        self.clock = clock
+        self._board = board
+        self._waiters = waiters
+        self._called: deque[ParkedPoll[S]] = deque()
+
+    def park(
+        self, question: Question, seconds: float, arrival: int, watched: Watched[S], seen: S, tell: Tell[S]
+    ) -> ParkedPoll[S]:
+        """Return a poll that waits from now on, for that many seconds at most."""
+        poll = ParkedPoll(self, question, arrival, watched, seen, tell)
+        self._board.enter(watched.task_id)
+        watched.follow(poll)
+        self._waiters.join(poll, seconds)
+        return poll
+
+    def forget(self, polls: Sequence[ParkedPoll[S]]) -> None:
+        """Have everybody who knows of these polls forget them: they are over."""
+        self._waiters.leave(polls)
+        for poll in polls:
+            poll.watched.unfollow(poll)
+            self._board.leave(poll.watched)
+
+    def call_up(self, poll: ParkedPoll[S]) -> None:
+        """Look at this poll in one of the next turns of the loop. To be called up twice, or for nothing, does no harm."""
+        if not self._called:
+            asyncio.get_running_loop().call_soon(self._answer_some)
+        self._called.append(poll)
+
+    def _answer_some(self) -> None:
+        ended: list[ParkedPoll[S]] = []
+        answers: list[Answer[S]] = []
+        try:
+            self._find_ended(ended, answers)
+        finally:  # an error over one poll must not keep the others waiting
+            if self._called:
+                asyncio.get_running_loop().call_soon(self._answer_some)
+            self.forget(ended)
+            self._tell(zip(ended, answers, strict=True), self.clock())
+
+    def _find_ended(self, ended: list[ParkedPoll[S]], answers: list[Answer[S]]) -> None:
+        seen: S | None = None
+        reason: Reason | None = None
+        until, answer = Until.CHANGE, None
+        for _ in range(min(len(self._called), ANSWERED_AT_ONCE)):
+            poll = self._called.popleft()
+            if poll.over:
+                continue
+            if poll.seen is not seen or poll.reason is not reason or poll.until is not until:
+                seen, reason, until = poll.seen, poll.reason, poll.until
+                answer = conclude(until, seen, poll.watched.snapshot, reason)
+            if answer is not None:
+                poll.over = True
+                ended.append(poll)
+                answers.append(answer)
+
+    def _tell(self, ended: Iterator[tuple[ParkedPoll[S], Answer[S]]], now: float) -> None:
+        try:
+            for poll, answer in ended:
+                poll.tell(answer, now - poll.started)
+        except BaseException:  # the others must not wait for the end of their time because of one
+            asyncio.get_running_loop().call_soon(self._tell, ended, now)
+            raise

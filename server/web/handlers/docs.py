@@ -1,0 +1,23 @@
+"""The description of the API, for programs and for people."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from server.web.identity import find_user
+from server.web.keys import CONFIG, DESCRIPTION
+from server.web.replies import json_reply, page
+
+
+async def description(request: web.Request) -> web.Response:
+    """Give the OpenAPI document."""
+    return json_reply(request.app[DESCRIPTION])
+
+
+async def read(request: web.Request) -> web.Response:
+    """Show it to a person."""
+    await find_user(request)  # nobody needs to be, but who is signed in sees it in the header
+    # Put together by hand: `request.url` raises for a Host that is no part of a URL.
+    here = f"{request.scheme}://{request.host}" if request.host else ""
+    site = request.app[CONFIG].server.public_url.rstrip("/") or here
+    return await page(request, "docs.html", {"api": request.app[DESCRIPTION], "site": site})
