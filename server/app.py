@@ -29,20 +29,20 @@ from server.protocol.parking import Parking
 from server.runtime import file_limit
 from server.runtime.background import Background, counted_errors
 from server.storage.backlog import BacklogCount
-from server.storage.cleaning import Cleaning, join_folder
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.notification_queue import NotificationQueue
+from server.storage.retention import Retention, join_folder
 from server.storage.sessions import UNPROVEN_SECONDS, Sessions
-from server.storage.tasks import BoardTasks, OwnTasks, WorkQueue
+from server.storage.tasks import TaskReader, UserTasks, WorkQueue
 from server.storage.tokens import Tokens
 from server.storage.users import Users
 from server.storage.uses import Uses
 from server.telemetry import logs
-from server.telemetry.loop_lag import Pulse
+from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics, Snapshots
-from server.telemetry.requests import Observer
+from server.telemetry.requests import RequestLog
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
@@ -55,8 +55,8 @@ from server.web.handlers.status import repeats_of
 from server.web.handlers.tasks import CLIENT_MARGIN_SECONDS, result_url
 from server.web.hosts import Hosts
 from server.web.openapi.document import describe
-from server.web.proxy_headers import Clients
-from server.web.rate_limits import Rates
+from server.web.proxy_headers import ProxyHeaders
+from server.web.rate_limits import RateLimits
 from server.web.routes import ROUTES
 from server.web.uploads import UPLOADS, Uploads
 
@@ -77,7 +77,7 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     With a `turn`, of all processes that share it only one runs its workers.
     """
     metrics = Metrics()
-    clients = Clients(config.server.trusted_proxies, config.server.public_url)
+    proxy_headers = ProxyHeaders(config.server.trusted_proxies, config.server.public_url)
     database = Database(
         dsn,
         pool_size=config.database.pool_size,
@@ -94,24 +94,24 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     )
     rates, guesses = _limits(config)
     cookies = CookieSessions(sessions, secure=is_https(config))
-    observer = Observer(metrics, config.logging, lambda: database.clock_offset)
+    request_log = RequestLog(metrics, config.logging, lambda: database.clock_offset)
     app = web.Application(
         middlewares=[
-            middlewares.observe(observer, clients, secure=is_https(config)),
-            middlewares.guard(_hosts(config), clients, rates),
+            middlewares.observe(request_log, proxy_headers, secure=is_https(config)),
+            middlewares.guard(_hosts(config), proxy_headers, rates),
             aiohttp_session.session_middleware(cookies),
         ],
         client_max_size=64 * 1024,
     )
     app[keys.CONFIG], app[keys.METRICS], app[keys.DATABASE], app[keys.SESSIONS] = config, metrics, database, sessions
     app[keys.COOKIE_SESSIONS], app[keys.TOKENS], app[_USES] = cookies, Tokens(database, sessions.forget), uses
-    app[keys.TASKS], app[keys.USERS] = OwnTasks(database), Users(database)
+    app[keys.TASKS], app[keys.USERS] = UserTasks(database), Users(database)
     app[keys.IMAGES] = FileImages.below(config.database.data_dir)
-    app[keys.CLIENTS], app[keys.RATES], app[keys.OBSERVER] = clients, rates, observer
+    app[keys.PROXY_HEADERS], app[keys.RATE_LIMITS], app[keys.REQUEST_LOG] = proxy_headers, rates, request_log
     app[keys.GUESSES] = guesses
     app[keys.BACKLOG], app[keys.STARTED_AT] = BacklogCount(database), time.time()
     app[TURN] = turn
-    app[keys.BACKGROUND], app[UPLOADS], app[keys.PULSE] = Background(metrics), Uploads(), Pulse()
+    app[keys.BACKGROUND], app[UPLOADS], app[keys.LOOP_LAG] = Background(metrics), Uploads(), LoopLag()
     app[keys.DESCRIPTION] = describe(
         config,
         secure=is_https(config),
@@ -152,7 +152,7 @@ def make_workers(config: Config, database: Database, images: FileImages, metrics
 
 def _add_waiting(app: web.Application, dsn: str) -> None:
     metrics, polling = app[keys.METRICS], app[keys.CONFIG].polling
-    tasks = BoardTasks(app[keys.DATABASE])
+    tasks = TaskReader(app[keys.DATABASE])
     waiters = Waiters(max_held=polling.max_held, max_held_per_user=polling.max_held_per_user)
     board = Board(
         read=tasks.read,
@@ -169,7 +169,7 @@ def _add_waiting(app: web.Application, dsn: str) -> None:
     app[keys.POLLING] = Polling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[keys.BATCH_POLLING] = BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds)
     app[keys.PARKING] = Parking(
-        app[keys.OBSERVER],
+        app[keys.REQUEST_LOG],
         waiters,
         repeats_of(app),
         enabled=polling.park,
@@ -183,19 +183,19 @@ def _listener(app: web.Application, dsn: str) -> Listener:
     database, board, revocations, workers = app[keys.CONFIG].database, app[keys.BOARD], app[_REVOCATIONS], app[WORKERS]
 
     def restored() -> None:
-        board.restored()
-        revocations.restored()
+        board.on_listener_restored()
+        revocations.on_listener_restored()
         _wake(workers)
 
     def lost() -> None:
-        board.lost()
-        revocations.lost()
+        board.on_listener_lost()
+        revocations.on_listener_lost()
 
     return Listener(
         database.listen_dsn or dsn,
         app[keys.DATABASE],
         {
-            "generation_changed": board.notice,
+            "generation_changed": board.on_notification,
             "generation_created": lambda _payload: _wake(workers),
             "session_revoked": app[keys.SESSIONS].forget,
             "session_changed": revocations.changed,
@@ -209,7 +209,7 @@ def _listener(app: web.Application, dsn: str) -> Listener:
 
 
 def _add_gauges(app: web.Application) -> None:
-    gauge, listener, pulse = app[keys.METRICS].gauge, app[keys.LISTENER], app[keys.PULSE]
+    gauge, listener, pulse = app[keys.METRICS].gauge, app[keys.LISTENER], app[keys.LOOP_LAG]
     waiters, board, database = app[keys.WAITERS], app[keys.BOARD], app[keys.DATABASE]
     gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
     gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
@@ -235,9 +235,9 @@ def _hosts(config: Config) -> Hosts:
     return Hosts([public, server.host, socket.gethostname(), *server.allowed_hosts])
 
 
-def _limits(config: Config) -> tuple[Rates, Guesses]:
+def _limits(config: Config) -> tuple[RateLimits, Guesses]:
     try:
-        return Rates(config.limits), Guesses(config.limits)
+        return RateLimits(config.limits), Guesses(config.limits)
     except ValueError as error:
         raise ConfigurationError(f'a rule of [limits] must be like "10 per minute": {error}') from error
 
@@ -261,11 +261,11 @@ async def _run(app: web.Application) -> AsyncIterator[None]:
         background.start("revocations", app[_REVOCATIONS].run)
         background.start("uses", app[_USES].run)
         await wait_until_heard(app[keys.LISTENER])
-        background.start("pulse", app[keys.PULSE].beat)
+        background.start("pulse", app[keys.LOOP_LAG].beat)
         background.start("metrics", partial(log_metrics, app[keys.METRICS], config.logging.snapshot_seconds))
         background.start("notification queue", _watched_queue(database, app[keys.METRICS]).run)
         background.start("pictures", app[keys.IMAGES].watch)
-        background.start("cleaning", Cleaning(database, app[keys.IMAGES], config.generation, app[keys.METRICS]).run)
+        background.start("cleaning", Retention(database, app[keys.IMAGES], config.generation, app[keys.METRICS]).run)
         workers = app[WORKERS]
         for number, worker in enumerate(workers, 1):
             background.start(f"worker {number}", partial(_work_in_turn, worker, app[TURN]))
@@ -313,7 +313,7 @@ async def wait_until_heard(listener: Listener) -> None:
 
 async def _release_waiters(app: web.Application) -> None:
     # Without this, stopping takes as long as the longest hold.
-    app[keys.DATABASE].hasten()
+    app[keys.DATABASE].begin_shutdown()
     app[keys.WAITERS].drain(0)
     app[keys.PARKING].close()
 

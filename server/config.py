@@ -36,7 +36,7 @@ def _choice(default: str, *choices: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class ServerSettings:
     """Where the server listens, and how it stops."""
 
     host: str = "127.0.0.1"
@@ -58,7 +58,7 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Database:
+class DatabaseSettings:
     """Which Postgres, and how it is spoken to. No DSN: the embedded one."""
 
     dsn: str = ""
@@ -72,7 +72,7 @@ class Database:
 
 
 @dataclass(frozen=True, slots=True)
-class Polling:
+class PollingSettings:
     """How long a poll is held, how many may be, and how a missed wake-up is repaired."""
 
     hold_seconds: float = _number(30.0, 0.1, 600.0)
@@ -85,7 +85,7 @@ class Polling:
 
 
 @dataclass(frozen=True, slots=True)
-class Sessions:
+class SessionSettings:
     """How long a login lasts after its last use, and how many are kept in memory."""
 
     days: float = _number(14.0, 0.001, 365.0)
@@ -93,7 +93,7 @@ class Sessions:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class LimitSettings:
     """How often one address or one user may ask, in the notation of the `limits` library."""
 
     enabled: bool = True
@@ -106,7 +106,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GenerationSettings:
     """Who makes the pictures, what happens when a worker is lost, and how long pictures are kept."""
 
     workers: int = _number(1, 0, 64)
@@ -121,7 +121,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Logging:
+class LoggingSettings:
     """What is logged, and how it looks. `auto`: colours on a terminal, JSON elsewhere."""
 
     level: str = _choice("info", "debug", "info", "warning", "error")
@@ -134,13 +134,13 @@ class Logging:
 class Config:
     """All settings of one process."""
 
-    server: Server = field(default_factory=Server)
-    database: Database = field(default_factory=Database)
-    polling: Polling = field(default_factory=Polling)
-    sessions: Sessions = field(default_factory=Sessions)
-    limits: Limits = field(default_factory=Limits)
-    generation: Generation = field(default_factory=Generation)
-    logging: Logging = field(default_factory=Logging)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    polling: PollingSettings = field(default_factory=PollingSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    logging: LoggingSettings = field(default_factory=LoggingSettings)
 
     def replace(self, **sections: Mapping[str, object]) -> Config:
         """Return a copy in which the named keys of the named sections differ."""

@@ -112,7 +112,7 @@ class Contract:
 def _headers(response: web.StreamResponse) -> Mapping[str, str]:
     if not isinstance(response, WholeReply):
         return response.headers
-    lines = response.reply.whole(0.0, "0" * 16, heads.end_of_head(close=False)).partition(b"\r\n\r\n")[0]
+    lines = response.reply.to_bytes(0.0, "0" * 16, heads.end_of_head(close=False)).partition(b"\r\n\r\n")[0]
     return headers_of(lines.partition(b"\r\n")[2])
 
 

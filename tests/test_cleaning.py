@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from server.config import Generation
+from server.config import GenerationSettings
 from server.errors import StorageError
-from server.storage.cleaning import Cleaning, join_folder
 from server.storage.database import Database
 from server.storage.images import FileImages
+from server.storage.retention import Retention, join_folder
 from server.telemetry.metrics import Metrics
 from tests import rows
 from tests.conftest import Sql, execute
@@ -47,8 +47,8 @@ def alice(sql: Sql) -> str:
     return add_user(sql)
 
 
-def cleaning(database: Database, images: FileImages, **settings: float) -> Cleaning:
-    return Cleaning(database, images, Generation(**settings), Metrics())  # type: ignore[arg-type]
+def cleaning(database: Database, images: FileImages, **settings: float) -> Retention:
+    return Retention(database, images, GenerationSettings(**settings), Metrics())  # type: ignore[arg-type]
 
 
 async def add_picture(images: FileImages, task_id: str, *, age: dt.timedelta = 2 * DAY) -> None:
@@ -113,7 +113,7 @@ async def test_what_ended_longer_ago_than_is_kept_is_deleted_with_its_pictures(
 async def test_any_number_of_old_tasks_is_deleted(
     sql: Sql, alice: str, database: Database, images: FileImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.storage.cleaning._AT_ONCE", 3)
+    monkeypatch.setattr("server.storage.retention._AT_ONCE", 3)
     for number in range(10):
         add_task(sql, alice, f"t{number}", status="canceled", finished_at=ago(2))
     assert await cleaning(database, images, keep_days=1).delete_ended() == 10

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
-from server.web.proxy_headers import Clients
+from server.web.proxy_headers import ProxyHeaders
 
 
 def request_from(peer: str, *headers: tuple[str, str], method: str = "POST") -> web.Request:
@@ -61,7 +61,7 @@ def forwarded(*values: str) -> list[tuple[str, str]]:
     ],
 )
 def test_the_address_of_a_client(peer: str, headers: list[tuple[str, str]], address: str) -> None:
-    clients = Clients(["127.0.0.1", "10.0.0.0/8"], "")
+    clients = ProxyHeaders(["127.0.0.1", "10.0.0.0/8"], "")
     assert clients.address(request_from(peer, *headers)) == address
 
 
@@ -78,7 +78,7 @@ def test_the_address_of_a_client(peer: str, headers: list[tuple[str, str]], addr
 )
 def test_a_client_is_a_whole_network_of_ipv6(address: str, network: str) -> None:
     """Whoever has one address of it has all 2 to the 64."""
-    clients = Clients(["127.0.0.1"], "")
+    clients = ProxyHeaders(["127.0.0.1"], "")
     assert clients.network(request_from(address)) == network
     assert clients.network(request_from("127.0.0.1", *forwarded(f"[{address}]:80"))) == network
 
@@ -96,14 +96,18 @@ def test_whatever_stands_in_these_headers_nothing_is_raised(garbage: str) -> Non
         headers = [(name, garbage), *([] if name == "Origin" else [("Origin", HERE)])]
         given = CIMultiDict([("Host", "pictures.example.org"), *headers])
         request = make_mocked_request("POST", "/", headers=given).clone(remote="127.0.0.1")
-        for clients in (Clients(["127.0.0.1"], ""), Clients([], ""), Clients(["127.0.0.1"], "https://a.example")):
+        for clients in (
+            ProxyHeaders(["127.0.0.1"], ""),
+            ProxyHeaders([], ""),
+            ProxyHeaders(["127.0.0.1"], "https://a.example"),
+        ):
             assert len(clients.network(request)) < 50
             assert clients.is_same_origin(request) in {True, False}
-        assert isinstance(Clients(["127.0.0.1"], "").network(request.clone(remote=garbage)), str)
+        assert isinstance(ProxyHeaders(["127.0.0.1"], "").network(request.clone(remote=garbage)), str)
 
 
 def test_nobody_is_trusted_unless_named() -> None:
-    clients = Clients([], "")
+    clients = ProxyHeaders([], "")
     assert clients.address(request_from("127.0.0.1", *forwarded("198.51.100.1"))) == "127.0.0.1"
 
 
@@ -137,15 +141,15 @@ def test_which_pages_may_change_something(headers: dict[str, str], allowed: bool
     for method in ("POST", "DELETE", "PUT", "PATCH"):
         given = {"Host": "pictures.example.org", **headers}
         request = make_mocked_request(method, "/", headers=given).clone(remote="203.0.113.9")
-        assert Clients([], "").is_same_origin(request) is allowed
+        assert ProxyHeaders([], "").is_same_origin(request) is allowed
     for method in ("GET", "HEAD", "OPTIONS"):
         request = make_mocked_request(method, "/", headers={"Sec-Fetch-Site": "cross-site"})
-        assert Clients([], "").is_same_origin(request)
+        assert ProxyHeaders([], "").is_same_origin(request)
 
 
 def test_behind_a_trusted_proxy_the_sites_origin_is_what_the_proxy_says() -> None:
     said = [("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "www.example.org")]
-    clients = Clients(["127.0.0.1"], "")
+    clients = ProxyHeaders(["127.0.0.1"], "")
 
     def is_same(peer: str, origin: str, *headers: tuple[str, str]) -> bool:
         return clients.is_same_origin(request_from(peer, ("Origin", origin), *headers))
@@ -160,7 +164,7 @@ def test_behind_a_trusted_proxy_the_sites_origin_is_what_the_proxy_says() -> Non
 @pytest.mark.parametrize("proto", ["https,http", "https, http", " HTTPS ,http", "https"])
 def test_of_a_chain_of_proxies_the_first_has_seen_the_browser(proto: str) -> None:
     """Whether they append to one line or add lines of their own."""
-    clients = Clients(["127.0.0.1"], "")
+    clients = ProxyHeaders(["127.0.0.1"], "")
     origin = ("Origin", "https://www.example.org")
     said = [("X-Forwarded-Proto", proto), ("X-Forwarded-Host", "www.example.org, inner.example")]
     assert clients.is_same_origin(request_from("127.0.0.1", origin, *said))
@@ -170,7 +174,7 @@ def test_of_a_chain_of_proxies_the_first_has_seen_the_browser(proto: str) -> Non
 
 
 def test_a_public_url_is_the_only_origin() -> None:
-    clients: Any = Clients(["127.0.0.1"], "https://pictures.example.org/")
+    clients: Any = ProxyHeaders(["127.0.0.1"], "https://pictures.example.org/")
     assert clients.is_same_origin(request_from("203.0.113.9", ("Origin", "https://pictures.example.org")))
     assert clients.is_same_origin(request_from("203.0.113.9", ("Origin", "https://pictures.example.org:443")))
     assert not clients.is_same_origin(request_from("203.0.113.9", ("Origin", HERE)))

@@ -128,7 +128,7 @@ async def test_nothing_of_an_identity_stays_on_the_connection(connect: Open, que
     database = await connect(pool_size=1)
     with contextlib.suppress(StorageError):
         await database.fetch(query, SimpleNamespace, user="11111111-1111-1111-1111-111111111111")
-    async with database._connection(database._slots) as connection, connection.cursor() as cursor:
+    async with database._connection(database._connection_slots) as connection, connection.cursor() as cursor:
         await cursor.execute(QUERIES["who"])
         who, subject, claims, timeout = await cursor.fetchone()
         await cursor.execute("SELECT session_user")
@@ -193,7 +193,7 @@ async def test_a_statement_that_the_database_cancels_is_an_error_not_a_cancellat
 
 async def test_who_waits_too_long_for_a_connection_is_told_so(connect: Open) -> None:
     database = await connect(pool_size=1, timeout=0.2)
-    async with database._connection(database._slots):
+    async with database._connection(database._connection_slots):
         with pytest.raises(DatabaseUnavailable):
             await database.fetch("pid", SimpleNamespace)
     await until(lambda: _answers(database))
@@ -296,7 +296,7 @@ async def test_the_kernel_is_told_to_notice_within_three_seconds_that_the_other_
 async def test_a_busy_pool_is_not_taken_for_a_database_out_of_reach(connect: Open) -> None:
     """Who waited too long is told so; whoever comes next isn't refused for that."""
     database = await connect(pool_size=1, timeout=0.2)
-    async with database._slots:
+    async with database._connection_slots:
         with pytest.raises(DatabaseUnavailable):
             await pid_of(database)
     assert await pid_of(database)

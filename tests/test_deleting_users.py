@@ -8,10 +8,10 @@ import time
 
 import pytest
 
-from server.config import Generation
+from server.config import GenerationSettings
 from server.generation.worker import result_name
-from server.storage.cleaning import Cleaning
 from server.storage.logins import Scope
+from server.storage.retention import Retention
 from server.telemetry.metrics import Metrics
 from server.web import keys
 from tests.conftest import Person, Sql, until
@@ -90,7 +90,7 @@ async def test_their_pictures_leave_the_folder(alice: Person, bob: Person, sql: 
     for path in images.folder.glob("??/*"):
         os.utime(path, (time.time() - 7200,) * 2)
     delete(sql, alice)
-    cleaning = Cleaning(alice.app[keys.DATABASE], images, Generation(bin_days=0), Metrics())
+    cleaning = Retention(alice.app[keys.DATABASE], images, GenerationSettings(bin_days=0), Metrics())
 
     async def only_bobs() -> bool:
         await cleaning.clean()  # beside the server's own, which keeps a bin

@@ -179,7 +179,7 @@ async def test_bytes_that_are_no_text_in_these_headers_are_nothing_special(start
 
 
 def make(rule: str = "3 per hour") -> Guesses:
-    return Guesses(config.Limits(guesses=rule))
+    return Guesses(config.LimitSettings(guesses=rule))
 
 
 def test_what_was_right_is_not_counted() -> None:

@@ -15,13 +15,13 @@ import psycopg2.extensions
 import pytest
 from structlog.testing import capture_logs
 
-from server.config import Generation
+from server.config import GenerationSettings
 from server.errors import ConfigurationError, StorageError
-from server.storage.cleaning import Cleaning, join_folder, join_servers_folder
 from server.storage.database import Database
 from server.storage.embedded.binaries import spawn
 from server.storage.embedded.cluster import EmbeddedPostgres, end
 from server.storage.images import FileImages
+from server.storage.retention import Retention, join_folder, join_servers_folder
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
 from tests.conftest import Enter, Sql, Start, database_of, execute
@@ -36,8 +36,8 @@ OTHER = "00000000-0000-0000-0000-000000000000"
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait no longer than a moment for a server that won't come."""
-    monkeypatch.setattr("server.storage.cleaning._PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr("server.storage.cleaning._LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("server.storage.retention._PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr("server.storage.retention._LOOK_AGAIN_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ async def test_a_worker_waits_for_the_first_server(
     dsn: str, sql: Sql, images: FileImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both may be started together, on a folder that is still empty."""
-    monkeypatch.setattr("server.storage.cleaning._PATIENCE_SECONDS", 15.0)
+    monkeypatch.setattr("server.storage.retention._PATIENCE_SECONDS", 15.0)
     look = images.join
 
     async def look_until_the_server_comes(database_id: str, *, make: bool) -> str | None:
@@ -194,7 +194,7 @@ async def test_a_standby_bins_nothing(mortal: MortalPostgres, tmp_path: Path) ->
     await add_picture(images, "latest")
     await mortal.shut_down()
     with standby_of(mortal):
-        cleaning = Cleaning(database, images, Generation(), Metrics())
+        cleaning = Retention(database, images, GenerationSettings(), Metrics())
         with pytest.raises(StorageError, match="a standby"):
             await cleaning.sweep()
     assert (kept(images), binned(images)) == ({"latest"}, set())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from server.commands.loadtest.judging import Judge, Judgement
+from server.commands.loadtest.analysis import Judge, Judgement
 from server.commands.loadtest.messages import FINAL, Pending, Record
-from server.commands.loadtest.stages import Commit
 from server.commands.loadtest.targets import Reason
+from server.commands.loadtest.workloads import Commit
 
 
 def judged(*events: Commit | Record | Pending, now: float = 100.0, tasks: int = 1) -> Judgement:

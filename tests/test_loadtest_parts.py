@@ -20,7 +20,7 @@ from server.commands.loadtest import plots
 from server.commands.loadtest.figures import Earlier, Figures, percentile
 from server.commands.loadtest.generator import Generator
 from server.commands.loadtest.measures import Gauge
-from server.commands.loadtest.messages import Counts, Harvest, Order, Part, Plan
+from server.commands.loadtest.messages import Batch, Counts, Order, Part, Plan
 from server.commands.loadtest.options import source_addresses
 from server.commands.loadtest.targets import Answer, LongPollServer, Reason
 from server.errors import LoadTestError
@@ -86,9 +86,9 @@ class Scripted:
         accepted.settimeout(10)
         return accepted
 
-    def harvest(self) -> Harvest:
+    def harvest(self) -> Batch:
         self.order(Order.COLLECT)
-        while not isinstance(message := self._link.recv(), Harvest):
+        while not isinstance(message := self._link.recv(), Batch):
             self.counts = message
         return message
 

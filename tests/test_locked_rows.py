@@ -10,12 +10,12 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from server.config import Config, Generation
+from server.config import Config, GenerationSettings
 from server.generation.procedural import ProceduralGenerator
 from server.generation.worker import _FIRST_OVERDUE_SECONDS, _LONGEST_OVERDUE_SECONDS, Worker
-from server.storage.cleaning import Cleaning
 from server.storage.database import Database
 from server.storage.images import FileImages
+from server.storage.retention import Retention
 from server.storage.tasks import WorkQueue
 from server.telemetry.metrics import Metrics
 from tests.conftest import Person, Sql, until
@@ -102,7 +102,7 @@ async def test_the_clean_up_passes_it_by(dsn: str, database: Database, sql: Sql,
             f"INSERT INTO longpoll.sessions (secret_hash, user_id, expires_at) VALUES (sha256('{task_id}'), %s, now())"
         )
         sql(secret, (alice,))
-    cleaning = Cleaning(database, FileImages(tmp_path / "images"), Generation(keep_days=1), Metrics())
+    cleaning = Retention(database, FileImages(tmp_path / "images"), GenerationSettings(keep_days=1), Metrics())
     session = locked(dsn, "longpoll.sessions", "secret_hash = sha256('held')")
     with locked_task(dsn, "held"), session:
         assert await cleaning.delete_ended() == 1

@@ -11,17 +11,17 @@ from structlog.testing import capture_logs
 from server.config import Config
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
-from server.telemetry.requests import Observer, Trace
+from server.telemetry.requests import RequestLog, RequestRecord
 
 ROUTE = "/api/generate/status"
 
 
-def observer(*, timeout_sample: float = 0.0, clock_offset: float = 0.0) -> Observer:
+def observer(*, timeout_sample: float = 0.0, clock_offset: float = 0.0) -> RequestLog:
     logging = Config().replace(logging={"timeout_sample": timeout_sample}).logging
-    return Observer(Metrics(), logging, lambda: clock_offset)
+    return RequestLog(Metrics(), logging, lambda: clock_offset)
 
 
-async def write_down(observer: Observer, trace: Trace, route: str = ROUTE, status: int = 200) -> list[Any]:
+async def write_down(observer: RequestLog, trace: RequestRecord, route: str = ROUTE, status: int = 200) -> list[Any]:
     """Have a request finished; returns its lines."""
     with capture_logs() as lines:
         observer.request_finished(trace, "GET", route, route, status, 1.5)
@@ -30,8 +30,8 @@ async def write_down(observer: Observer, trace: Trace, route: str = ROUTE, statu
     return lines
 
 
-def poll(outcome: str, *, held: float = 1.0, changed_at: float | None = None) -> Trace:
-    trace = Trace()
+def poll(outcome: str, *, held: float = 1.0, changed_at: float | None = None) -> RequestRecord:
+    trace = RequestRecord()
     trace.held = outcome, held, () if changed_at is None else (changed_at,)
     return trace
 
@@ -46,8 +46,8 @@ async def test_of_polls_that_time_out_a_share_is_logged_and_each_is_counted() ->
 
 
 async def test_a_probe_is_logged_if_it_fails() -> None:
-    assert await write_down(observer(), Trace(), "/readyz", 200) == []
-    (line,) = await write_down(observer(), Trace(), "/readyz", 503)
+    assert await write_down(observer(), RequestRecord(), "/readyz", 200) == []
+    (line,) = await write_down(observer(), RequestRecord(), "/readyz", 503)
     assert (line["event"], line["status"], line["outcome"]) == (logs.REQUEST_FINISHED, 503, None)
 
 

@@ -12,8 +12,8 @@ from aiohttp import web
 
 from server.protocol import parking
 from server.protocol.aiohttp_handler import PollHandler
-from server.protocol.replies import PLAIN
-from server.telemetry.requests import Trace
+from server.protocol.replies import DEFAULT_OPTIONS
+from server.telemetry.requests import RequestRecord
 from server.waiting.answers import Question
 from server.waiting.parked_polls import ParkedPoll
 from server.web import keys
@@ -109,9 +109,9 @@ async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(al
         return alice.app[keys.POLLING].park_at_once(question, 1, connection.answer)
 
     poll: ParkedPoll[Any] = await until(parked)
-    connection.hold(poll, Trace(), PLAIN, None)
+    connection.hold(poll, RequestRecord(), DEFAULT_OPTIONS, None)
     left = SimpleNamespace(is_closing=lambda: True) if closing else None
-    connection.take_over(SimpleNamespace(transport=left))  # type: ignore[arg-type]
+    connection.attach(SimpleNamespace(transport=left))  # type: ignore[arg-type]
     assert alice.held == 0
     await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone") == 1)
 

@@ -78,7 +78,7 @@ async def test_a_crowd_that_comes_at_once_is_begun_a_few_at_a_time(
 # The same replies ------------------------------------------------------------------------------------------------------
 
 
-class Stage:
+class Workload:
     """A poll that is held, and how to end it."""
 
     def __init__(self, person: Person, sql: Sql, task_id: str) -> None:
@@ -98,7 +98,7 @@ class Stage:
     async def go_back(self) -> None:
         self.sql("ALTER TABLE public.image_generations DISABLE TRIGGER USER")
         self.sql("UPDATE public.image_generations SET version = 1")
-        self.person.app[keys.BOARD].doubt(self.task_id)
+        self.person.app[keys.BOARD].invalidate(self.task_id)
 
     async def drain(self) -> None:
         self.person.app[keys.WAITERS].drain(0)
@@ -111,21 +111,21 @@ class Stage:
         await self.person.status(self.task_id, version=1, wait=0.1, c="page")
 
 
-ENDINGS: list[tuple[Callable[[Stage], Awaitable[None]], dict[str, Any], str]] = [
-    (Stage.change, {}, ""),
-    (Stage.change, {"until": "status"}, ""),
-    (Stage.complete, {"until": "terminal"}, ""),
-    (Stage.delete, {}, ""),
-    (Stage.go_back, {"version": 2}, ""),
-    (Stage.drain, {}, ""),
-    (Stage.time_out, {"wait": "0.3"}, ""),
-    (Stage.time_out, {"wait": "0.3", "version": None}, ""),
-    (Stage.time_out, {"wait": "0.3", "version": None}, 'If-None-Match: "{task_id}.1"\r\n'),
-    (Stage.change, {"version": None}, 'If-None-Match: "{task_id}.1"\r\n'),
-    (Stage.time_out, {}, "Prefer: wait=1\r\n"),
-    (Stage.change, {}, "Prefer: wait=20, respond-async\r\n"),
-    (Stage.ask_again, {"c": "page"}, ""),
-    (Stage.ask_again, {}, ""),
+ENDINGS: list[tuple[Callable[[Workload], Awaitable[None]], dict[str, Any], str]] = [
+    (Workload.change, {}, ""),
+    (Workload.change, {"until": "status"}, ""),
+    (Workload.complete, {"until": "terminal"}, ""),
+    (Workload.delete, {}, ""),
+    (Workload.go_back, {"version": 2}, ""),
+    (Workload.drain, {}, ""),
+    (Workload.time_out, {"wait": "0.3"}, ""),
+    (Workload.time_out, {"wait": "0.3", "version": None}, ""),
+    (Workload.time_out, {"wait": "0.3", "version": None}, 'If-None-Match: "{task_id}.1"\r\n'),
+    (Workload.change, {"version": None}, 'If-None-Match: "{task_id}.1"\r\n'),
+    (Workload.time_out, {}, "Prefer: wait=1\r\n"),
+    (Workload.change, {}, "Prefer: wait=20, respond-async\r\n"),
+    (Workload.ask_again, {"c": "page"}, ""),
+    (Workload.ask_again, {}, ""),
 ]
 
 
@@ -133,7 +133,7 @@ ENDINGS: list[tuple[Callable[[Stage], Awaitable[None]], dict[str, Any], str]] = 
     ("end", "query", "header"), ENDINGS, ids=[f"{end.__name__}-{query}{header[:13]}" for end, query, header in ENDINGS]
 )
 async def test_a_parked_poll_is_answered_to_the_letter_as_by_a_coroutine(
-    start: Start, enter: Enter, sql: Sql, end: Callable[[Stage], Awaitable[None]], query: dict[str, Any], header: str
+    start: Start, enter: Enter, sql: Sql, end: Callable[[Workload], Awaitable[None]], query: dict[str, Any], header: str
 ) -> None:
     replies, closes = [], []
     named = {"version": 1} | query
@@ -148,7 +148,7 @@ async def test_a_parked_poll_is_answered_to_the_letter_as_by_a_coroutine(
         async with connect_to(alice) as connection:
             await connection.send(text[:-2] + header.format(task_id=task_id) + "\r\n")
             await until(lambda alice=alice, kind=kind: kinds_held(alice) == [kind])  # type: ignore[misc]
-            await end(Stage(alice, sql, task_id))
+            await end(Workload(alice, sql, task_id))
             reply = await connection.reply()
             replies.append(_comparable(reply, task_id))
             closes.append(reply.headers.get("connection") == "close" and await connection.is_closed())

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from server.commands.certificate import write_certificate
-from server.config import Config, Server
+from server.config import Config, ServerSettings
 from server.errors import ConfigurationError
 from server.protocol.port import PATIENCE_SECONDS, Port
 from server.protocol.syn_filter import hear_no_syn
@@ -50,7 +50,7 @@ class House:
 
 @contextlib.asynccontextmanager
 async def open_house(
-    settings: Server, tls: ssl.SSLContext | None = None, *, says: str = "welcome"
+    settings: ServerSettings, tls: ssl.SSLContext | None = None, *, says: str = "welcome"
 ) -> AsyncIterator[House]:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(text=says)
@@ -69,12 +69,12 @@ async def open_house(
 
 
 @pytest.fixture
-def settings() -> Server:
+def settings() -> ServerSettings:
     return Config().replace(server={"port": 0}).server
 
 
 @pytest.fixture
-async def house(settings: Server) -> AsyncIterator[House]:
+async def house(settings: ServerSettings) -> AsyncIterator[House]:
     async with open_house(settings) as opened:
         yield opened
 
@@ -148,7 +148,7 @@ async def test_nobody_is_remembered_for_longer_than_that(house: House) -> None:
 
 
 @pytest.fixture
-async def tls_house(settings: Server, tmp_path: Path) -> AsyncIterator[tuple[House, ssl.SSLContext]]:
+async def tls_house(settings: ServerSettings, tmp_path: Path) -> AsyncIterator[tuple[House, ssl.SSLContext]]:
     certificate, key = write_certificate(tmp_path / "tls", ["localhost", "127.0.0.1"])
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -188,14 +188,14 @@ async def test_a_tls_handshake_that_never_comes_holds_nothing_up(tls_house: tupl
         assert await house.close() < 2 * PATIENCE_SECONDS
 
 
-async def test_an_address_that_cannot_be_used_is_named(house: House, settings: Server) -> None:
+async def test_an_address_that_cannot_be_used_is_named(house: House, settings: ServerSettings) -> None:
     taken = Config().replace(server={"port": house.number}).server
     with pytest.raises(ConfigurationError, match=rf"can't listen on 127\.0\.0\.1:{house.number}: "):
         async with open_house(taken):
             pass
 
 
-async def test_every_address_is_listened_on_by_the_one_that_means_any(settings: Server) -> None:
+async def test_every_address_is_listened_on_by_the_one_that_means_any(settings: ServerSettings) -> None:
     for host in ("::", "0:0:0:0:0:0:0:0"):
         async with open_house(dataclasses.replace(settings, host=host)) as house:
             for address in ("127.0.0.1", "::1"):
@@ -205,7 +205,7 @@ async def test_every_address_is_listened_on_by_the_one_that_means_any(settings: 
                 writer.close()
 
 
-async def test_processes_share_every_address(settings: Server) -> None:
+async def test_processes_share_every_address(settings: ServerSettings) -> None:
     shared = dataclasses.replace(settings, host="::", reuse_port=True)
     async with open_house(shared) as one, open_house(dataclasses.replace(shared, port=one.number)) as other:
         assert one.number == other.number
@@ -226,7 +226,7 @@ async def ask_at(path: Path) -> bytes:
     return status
 
 
-async def test_a_unix_socket_is_listened_on_and_removed(settings: Server, short_folder: Path) -> None:
+async def test_a_unix_socket_is_listened_on_and_removed(settings: ServerSettings, short_folder: Path) -> None:
     path = short_folder / "socket"
     async with open_house(dataclasses.replace(settings, unix_socket=str(path))) as house:
         assert house.number == 0
@@ -244,7 +244,7 @@ async def test_a_unix_socket_is_listened_on_and_removed(settings: Server, short_
     assert not path.exists()
 
 
-async def test_what_a_dead_process_has_left_gives_way(settings: Server, short_folder: Path) -> None:
+async def test_what_a_dead_process_has_left_gives_way(settings: ServerSettings, short_folder: Path) -> None:
     path = short_folder / "socket"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
@@ -252,7 +252,7 @@ async def test_what_a_dead_process_has_left_gives_way(settings: Server, short_fo
         assert await ask_at(path) == b"HTTP/1.1 200 OK\r\n"
 
 
-async def test_a_living_process_and_a_file_do_not_give_way(settings: Server, short_folder: Path) -> None:
+async def test_a_living_process_and_a_file_do_not_give_way(settings: ServerSettings, short_folder: Path) -> None:
     path = short_folder / "socket"
     ours = dataclasses.replace(settings, unix_socket=str(path))
     async with open_house(ours):
@@ -271,7 +271,7 @@ async def test_a_living_process_and_a_file_do_not_give_way(settings: Server, sho
                 pass
 
 
-async def test_a_file_that_is_another_processs_by_now_is_left(settings: Server, short_folder: Path) -> None:
+async def test_a_file_that_is_another_processs_by_now_is_left(settings: ServerSettings, short_folder: Path) -> None:
     path = short_folder / "socket"
     async with open_house(dataclasses.replace(settings, unix_socket=str(path))):
         path.unlink()

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.telemetry import loop_lag
-from server.telemetry.loop_lag import Pulse
+from server.runtime import garbage
+from server.telemetry.loop_lag import LoopLag
 from tests.conftest import Person, until
 
 
@@ -30,15 +30,15 @@ class Cycle:
 
 @pytest.mark.usefixtures("collector")
 async def test_what_lives_is_frozen_and_what_was_garbage_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop_lag, "FREEZE_SECONDS", 0.01)
-    loop_lag.tame_collector()
-    assert gc.get_threshold() == loop_lag.THRESHOLDS
-    garbage = weakref.ref(Cycle())
+    monkeypatch.setattr(garbage, "FREEZE_SECONDS", 0.01)
+    garbage.tune_gc()
+    assert gc.get_threshold() == garbage.THRESHOLDS
+    leftover = weakref.ref(Cycle())
     frozen = gc.get_freeze_count()
     kept = [[number] for number in range(1000)]
-    task = asyncio.create_task(loop_lag.keep_tame(lambda: 0))
+    task = asyncio.create_task(garbage.keep_gc_tuned(lambda: 0))
     await until(lambda: gc.get_freeze_count() >= frozen + len(kept))
-    assert garbage() is None
+    assert leftover() is None
     task.cancel()
 
 
@@ -47,20 +47,20 @@ async def test_what_lives_is_frozen_and_what_was_garbage_is_gone(monkeypatch: py
 async def test_frozen_garbage_is_found_while_few_polls_are_held(
     monkeypatch: pytest.MonkeyPatch, *, held: int, found: bool
 ) -> None:
-    monkeypatch.setattr(loop_lag, "FREEZE_SECONDS", 0.01)
-    monkeypatch.setattr(loop_lag, "THAW_SECONDS", 0.02)
+    monkeypatch.setattr(garbage, "FREEZE_SECONDS", 0.01)
+    monkeypatch.setattr(garbage, "THAW_SECONDS", 0.02)
     cycle = Cycle()
-    garbage = weakref.ref(cycle)
+    leftover = weakref.ref(cycle)
     gc.freeze()
     del cycle
-    task, collections = asyncio.create_task(loop_lag.keep_tame(lambda: held)), gc.get_stats()[0]["collections"]
+    task, collections = asyncio.create_task(garbage.keep_gc_tuned(lambda: held)), gc.get_stats()[0]["collections"]
     await until(lambda: gc.get_stats()[0]["collections"] > collections + 5)
-    assert (garbage() is None) is found
+    assert (leftover() is None) is found
     task.cancel()
 
 
 def test_of_all_stops_within_a_minute_the_longest_is_told() -> None:
-    stops = Pulse()
+    stops = LoopLag()
     assert stops.longest_stop_seconds == 0
     for now, late in ((0.0, 0.1), (1.0, 0.5), (30.0, 0.2), (50.0, 0.3)):
         stops.note(now, late)

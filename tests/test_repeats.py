@@ -113,7 +113,7 @@ async def test_what_takes_more_than_waiting_is_answered_by_way_of_aiohttp(alice:
 )
 def test_only_the_version_may_differ(change: Callable[[str], str], *, same: bool) -> None:
     text = "GET /api/generate/status?taskId=t&version=7&wait=20 HTTP/1.1\r\nHost: x\r\nCookie: a=b\r\n\r\n"
-    first, second = repeats.read(text.encode()), repeats.read(change(text).encode())
+    first, second = repeats.parse_repeat(text.encode()), repeats.parse_repeat(change(text).encode())
     assert first is not None
     assert first[1] == 7
     assert (second is not None and second[0] == first[0]) is same
@@ -121,12 +121,12 @@ def test_only_the_version_may_differ(change: Callable[[str], str], *, same: bool
 
 def test_a_version_that_is_named_twice_is_none_that_may_differ() -> None:
     """aiohttp takes the first of the two; whoever changes the second has changed nothing."""
-    assert repeats.read(b"GET /api/generate/status?taskId=t&version=8&version=8 HTTP/1.1\r\n\r\n") is None
+    assert repeats.parse_repeat(b"GET /api/generate/status?taskId=t&version=8&version=8 HTTP/1.1\r\n\r\n") is None
 
 
 def test_digits_cannot_wander_from_the_version_into_its_surroundings() -> None:
     texts = [f"GET /api/generate/status?a={a}&version={v}&b=1 HTTP/1.1\r\n\r\n" for a, v in (("1", "23"), ("12", "3"))]
-    first, second = (repeats.read(text.encode()) for text in texts)
+    first, second = (repeats.parse_repeat(text.encode()) for text in texts)
     assert first is not None
     assert second is not None
     assert first[0] != second[0]

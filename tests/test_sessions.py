@@ -39,7 +39,7 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 def sessions(database: Database) -> Sessions:
     """Sessions whose revocations are heard."""
     sessions = make(database)
-    sessions.restored()
+    sessions.on_listener_restored()
     return sessions
 
 
@@ -161,8 +161,8 @@ async def test_a_row_deleted_by_sql_is_forgotten_by_every_process(
             dsn,
             database,
             {"session_revoked": each.forget},
-            restored=each.restored,
-            lost=each.lost,
+            restored=each.on_listener_restored,
+            lost=each.on_listener_lost,
             heartbeat_seconds=10,
             timeout=5,
             metrics=Metrics(),
@@ -248,7 +248,7 @@ async def test_while_revocations_may_go_unheard_a_secret_is_looked_up_now_and_th
 ) -> None:
     secret = await sessions.create(alice)
     await who(sessions, secret)
-    sessions.lost()
+    sessions.on_listener_lost()
     before = database.statements
     await who(sessions, secret)
     assert database.statements == before, "read a moment ago"
@@ -266,9 +266,9 @@ async def test_what_was_known_before_is_read_again_when_revocations_are_heard_ag
     secret, revoked = await sessions.create(alice), await sessions.create(alice)
     for each in (secret, revoked):
         await who(sessions, each)
-    sessions.lost()
+    sessions.on_listener_lost()
     sql("DELETE FROM longpoll.sessions WHERE encode(secret_hash, 'hex') = %s", (key_of(revoked),))
-    sessions.restored()
+    sessions.on_listener_restored()
     assert await who(sessions, revoked) is None
     assert await who(sessions, secret) == alice
     before = database.statements
@@ -282,8 +282,8 @@ async def test_a_read_that_began_before_an_outage_proves_nothing(
     secret = await sessions.create(alice)
 
     async def outage() -> None:
-        sessions.lost()
-        sessions.restored()
+        sessions.on_listener_lost()
+        sessions.on_listener_restored()
 
     gate.after = outage
     assert await who(sessions, secret) == alice
@@ -298,7 +298,7 @@ async def test_while_the_database_is_away_who_was_known_goes_on_for_a_while(
 ) -> None:
     secret = await sessions.create(alice)
     await who(sessions, secret)
-    sessions.lost()
+    sessions.on_listener_lost()
     gate.down = True
     clock.ahead += OFFLINE_GRACE_SECONDS - 1
     assert await who(sessions, secret) == alice
@@ -318,12 +318,12 @@ async def test_a_session_ends_with_its_time(
 ) -> None:
     """Whether it is found in memory, or the database is away and it may go on for a while."""
     sessions = make(database, days=60 / 86_400)
-    sessions.restored()
+    sessions.on_listener_restored()
     assert sessions.max_age == 60
     secret = await sessions.create(alice)
     assert await who(sessions, secret) == alice
     if away:
-        sessions.lost()
+        sessions.on_listener_lost()
         gate.down = True
     sql("UPDATE longpoll.sessions SET expires_at = now()")
     clock.ahead += 61
@@ -368,7 +368,7 @@ async def test_an_expired_row_finds_nobody(sessions: Sessions, alice: User, sql:
 
 async def test_no_more_is_remembered_than_the_cache_holds(database: Database, alice: User) -> None:
     sessions = make(database, cache_size=3)
-    sessions.restored()
+    sessions.on_listener_restored()
     secrets = [await sessions.create(alice) for _ in range(5)]
     for secret in secrets:
         assert await who(sessions, secret) == alice

@@ -84,7 +84,7 @@ async def test_a_foreign_task_takes_the_way_of_an_unknown_one(
         seen = []
         for asked_for in (task_id, UNKNOWN):
             if known == "stale":
-                board.doubt(task_id)
+                board.invalidate(task_id)
             method, url, options = WAYS[way]
             filled = json.loads(json.dumps(options).replace(': "ID"', f': "{asked_for}"'))
             with statements(monkeypatch) as asked:

@@ -14,7 +14,7 @@ import pytest
 
 from server.errors import ConstraintViolated, IdempotencyMismatch
 from server.storage.database import Database
-from server.storage.tasks import BoardTasks, NewTask, OwnTasks, Task
+from server.storage.tasks import NewTask, Task, TaskReader, UserTasks
 from tests import rows
 from tests.conftest import Sql, until
 from tests.rows import add_task, add_user, read_row, read_task
@@ -34,13 +34,13 @@ async def database(dsn: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-def own(database: Database) -> OwnTasks:
-    return OwnTasks(database)
+def own(database: Database) -> UserTasks:
+    return UserTasks(database)
 
 
 @pytest.fixture
-def board(database: Database) -> BoardTasks:
-    return BoardTasks(database)
+def board(database: Database) -> TaskReader:
+    return TaskReader(database)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def waiting(sql: Sql) -> Callable[[], bool]:
 # --- create
 
 
-async def test_a_new_task_is_stored_as_it_was_wished(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_a_new_task_is_stored_as_it_was_wished(own: UserTasks, sql: Sql, alice: str) -> None:
     created = await own.create(wish(alice, key="k"))
     assert isinstance(created, Task)
     assert (created.user_id, created.status, created.version, created.terminal) == (alice, "pending", 1, False)
@@ -78,38 +78,38 @@ async def test_a_new_task_is_stored_as_it_was_wished(own: OwnTasks, sql: Sql, al
     assert read_task(sql, created.task_id, stored) == ("a lake", "advanced", 7, "512x512", True, "k", alice)
 
 
-async def test_the_reply_to_a_create_is_what_the_board_will_show(own: OwnTasks, board: BoardTasks, alice: str) -> None:
+async def test_the_reply_to_a_create_is_what_the_board_will_show(own: UserTasks, board: TaskReader, alice: str) -> None:
     created = await own.create(wish(alice))
     assert isinstance(created, Task)
     [read] = await board.read([created.task_id])
     assert {**read.describe(), "queuePosition": None} == created.describe()
 
 
-async def test_a_repeated_request_finds_the_task_of_the_first(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_a_repeated_request_finds_the_task_of_the_first(own: UserTasks, sql: Sql, alice: str) -> None:
     created = await own.create(wish(alice, key="k"))
     assert isinstance(created, Task)
     assert await own.create(wish(alice, key="k")) == created.task_id
     assert sql("SELECT count(*) FROM public.image_generations") == [(1,)]
 
 
-async def test_a_key_that_belongs_to_another_request_is_refused(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_a_key_that_belongs_to_another_request_is_refused(own: UserTasks, sql: Sql, alice: str) -> None:
     await own.create(wish(alice, key="k"))
     with pytest.raises(IdempotencyMismatch):
         await own.create(wish(alice, key="k", digest=b"2"))
     assert sql("SELECT count(*) FROM public.image_generations") == [(1,)]
 
 
-async def test_each_user_has_keys_of_ones_own(own: OwnTasks, sql: Sql, alice: str, bob: str) -> None:
+async def test_each_user_has_keys_of_ones_own(own: UserTasks, sql: Sql, alice: str, bob: str) -> None:
     await own.create(wish(alice, key="k"))
     assert isinstance(await own.create(wish(bob, key="k", digest=b"2")), Task)
 
 
-async def test_requests_without_a_key_are_never_the_same(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_requests_without_a_key_are_never_the_same(own: UserTasks, sql: Sql, alice: str) -> None:
     for _ in range(2):
         assert isinstance(await own.create(wish(alice)), Task)
 
 
-async def test_two_requests_at_once_with_one_key_make_one_task(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_two_requests_at_once_with_one_key_make_one_task(own: UserTasks, sql: Sql, alice: str) -> None:
     results = await asyncio.gather(*(own.create(wish(alice, key="k")) for _ in range(8)))
     [created] = [result for result in results if isinstance(result, Task)]
     assert [result for result in results if result is not created] == [created.task_id] * 7
@@ -118,7 +118,7 @@ async def test_two_requests_at_once_with_one_key_make_one_task(own: OwnTasks, sq
 
 @pytest.mark.parametrize("outcome", ["COMMIT", "ROLLBACK"])
 async def test_a_request_waits_for_an_unfinished_one_with_its_key(
-    own: OwnTasks, sql: Sql, dsn: str, alice: str, outcome: str
+    own: UserTasks, sql: Sql, dsn: str, alice: str, outcome: str
 ) -> None:
     """And finds its task, or, if that never comes into being, makes its own."""
     with closing(psycopg2.connect(dsn)) as other, other.cursor() as cursor:
@@ -147,11 +147,11 @@ async def test_a_key_whose_task_is_deleted_at_this_moment_is_free_again(dsn: str
     database = Deleting(dsn, pool_size=1, timeout=5)
     await database.open()
     add_task(sql, alice, "first", idempotency_key="k", request_digest=b"1")
-    assert isinstance(await OwnTasks(database).create(wish(alice, key="k", digest=b"2")), Task)
+    assert isinstance(await UserTasks(database).create(wish(alice, key="k", digest=b"2")), Task)
     await database.close()
 
 
-async def test_an_id_that_exists_is_refused(own: OwnTasks, alice: str) -> None:
+async def test_an_id_that_exists_is_refused(own: UserTasks, alice: str) -> None:
     task = wish(alice)
     await own.create(task)
     with pytest.raises(ConstraintViolated) as caught:
@@ -162,7 +162,7 @@ async def test_an_id_that_exists_is_refused(own: OwnTasks, alice: str) -> None:
 # --- cancel and delete
 
 
-async def test_a_waiting_task_is_canceled_at_once(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_a_waiting_task_is_canceled_at_once(own: UserTasks, sql: Sql, alice: str) -> None:
     add_task(sql, alice, "t")
     assert await own.cancel(alice, "t") == "pending"
     assert read_task(sql, "t", "status::text, version, cancel_requested, finished_at IS NOT NULL") == (
@@ -173,7 +173,7 @@ async def test_a_waiting_task_is_canceled_at_once(own: OwnTasks, sql: Sql, alice
     )
 
 
-async def test_the_worker_of_a_running_task_is_asked_to_stop(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_the_worker_of_a_running_task_is_asked_to_stop(own: UserTasks, sql: Sql, alice: str) -> None:
     """Once: asking again changes nothing."""
     add_task(sql, alice, "t", status="processing")
     assert [await own.cancel(alice, "t") for _ in range(2)] == ["processing", "processing"]
@@ -181,14 +181,14 @@ async def test_the_worker_of_a_running_task_is_asked_to_stop(own: OwnTasks, sql:
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "canceled"])
-async def test_what_has_ended_can_not_be_canceled(own: OwnTasks, sql: Sql, alice: str, status: str) -> None:
+async def test_what_has_ended_can_not_be_canceled(own: UserTasks, sql: Sql, alice: str, status: str) -> None:
     add_task(sql, alice, "t", status=status, result="/a.png")
     before = read_row(sql, "t")
     assert await own.cancel(alice, "t") == status
     assert read_row(sql, "t") == before
 
 
-async def test_anothers_task_is_neither_canceled_nor_deleted(own: OwnTasks, sql: Sql, alice: str, bob: str) -> None:
+async def test_anothers_task_is_neither_canceled_nor_deleted(own: UserTasks, sql: Sql, alice: str, bob: str) -> None:
     add_task(sql, bob, "t")
     before = read_row(sql, "t")
     assert await own.cancel(alice, "t") is None
@@ -197,7 +197,7 @@ async def test_anothers_task_is_neither_canceled_nor_deleted(own: OwnTasks, sql:
     assert read_row(sql, "t") == before
 
 
-async def test_a_deleted_task_is_gone(own: OwnTasks, board: BoardTasks, sql: Sql, alice: str) -> None:
+async def test_a_deleted_task_is_gone(own: UserTasks, board: TaskReader, sql: Sql, alice: str) -> None:
     add_task(sql, alice, "t")
     assert await own.delete(alice, "t") is True
     assert await own.delete(alice, "t") is False
@@ -207,7 +207,7 @@ async def test_a_deleted_task_is_gone(own: OwnTasks, board: BoardTasks, sql: Sql
 # --- list
 
 
-async def test_pages_are_newest_first_and_each_task_is_on_one(own: OwnTasks, sql: Sql, alice: str, bob: str) -> None:
+async def test_pages_are_newest_first_and_each_task_is_on_one(own: UserTasks, sql: Sql, alice: str, bob: str) -> None:
     """Also where several were created at the same instant."""
     moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     for number in range(7):
@@ -221,7 +221,7 @@ async def test_pages_are_newest_first_and_each_task_is_on_one(own: OwnTasks, sql
     assert seen == ["t6", "t5", "t4", "t3", "t2", "t1", "t0"]
 
 
-async def test_a_list_may_be_of_one_status_and_names_the_prompts(own: OwnTasks, sql: Sql, alice: str) -> None:
+async def test_a_list_may_be_of_one_status_and_names_the_prompts(own: UserTasks, sql: Sql, alice: str) -> None:
     add_task(sql, alice, "t", status="canceled", prompt="a canceled lake")
     add_task(sql, alice, "u")
     [task] = await own.list(alice, limit=9, status="canceled", before=None)
@@ -231,7 +231,7 @@ async def test_a_list_may_be_of_one_status_and_names_the_prompts(own: OwnTasks, 
 # --- the board
 
 
-async def test_the_board_reads_everybodys_tasks_that_exist(board: BoardTasks, sql: Sql, alice: str, bob: str) -> None:
+async def test_the_board_reads_everybodys_tasks_that_exist(board: TaskReader, sql: Sql, alice: str, bob: str) -> None:
     add_task(sql, alice, "a")
     add_task(sql, bob, "b", status="processing", progress=0.25, stage="painting", message="Sky.")
     sql("UPDATE public.image_generations SET progress = 0.5 WHERE task_id = 'b'")
@@ -248,7 +248,7 @@ async def test_the_board_reads_everybodys_tasks_that_exist(board: BoardTasks, sq
     assert await board.read([]) == []
 
 
-async def test_the_place_in_the_queue_counts_from_one(board: BoardTasks, sql: Sql, alice: str) -> None:
+async def test_the_place_in_the_queue_counts_from_one(board: TaskReader, sql: Sql, alice: str) -> None:
     for number in range(3):
         add_task(sql, alice, f"t{number}", created_at=dt.datetime(2026, 1, 1, 0, number, tzinfo=dt.UTC))
     add_task(sql, alice, "running", status="processing", created_at=dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
@@ -259,7 +259,7 @@ async def test_the_place_in_the_queue_counts_from_one(board: BoardTasks, sql: Sq
 
 
 async def test_the_time_that_is_left_follows_from_the_time_that_was_needed(
-    board: BoardTasks, sql: Sql, alice: str
+    board: TaskReader, sql: Sql, alice: str
 ) -> None:
     add_task(
         sql,
@@ -274,7 +274,7 @@ async def test_the_time_that_is_left_follows_from_the_time_that_was_needed(
     assert task.describe()["etaSeconds"] == 30.0
 
 
-async def test_times_are_told_in_utc_and_what_was_not_yet_as_nothing(board: BoardTasks, sql: Sql, alice: str) -> None:
+async def test_times_are_told_in_utc_and_what_was_not_yet_as_nothing(board: TaskReader, sql: Sql, alice: str) -> None:
     add_task(sql, alice, "t", created_at="2026-07-01T12:00:00.123456+02:00")
     [task] = await board.read(["t"])
     described = task.describe()

@@ -13,7 +13,7 @@ import pytest
 
 from server.errors import LeaseLost
 from server.storage.database import Database
-from server.storage.tasks import Claim, OwnTasks, WorkQueue
+from server.storage.tasks import Claim, UserTasks, WorkQueue
 from tests import rows
 from tests.conftest import Sql, execute, until
 from tests.rows import add_task, add_user, read_row, read_task
@@ -364,7 +364,7 @@ async def test_a_cancel_behind_a_claim_asks_its_worker_to_stop(
 ) -> None:
     add_task(sql, alice, "t")
     with unfinished(dsn, database, "claim_task", None, owner="one", lease_seconds=60) as claiming:
-        cancel = asyncio.create_task(OwnTasks(database).cancel(alice, "t"))
+        cancel = asyncio.create_task(UserTasks(database).cancel(alice, "t"))
         await until(blocked(sql))
         claiming.commit()
         assert await cancel == "processing"
@@ -389,7 +389,7 @@ async def test_a_cancel_behind_a_completion_changes_nothing(
     claim = await claimed(queue)
     end = {"task_id": "t", "attempt": claim.attempt, "owner": "one", "result": "/a.png"}
     with unfinished(dsn, database, "complete_task", None, **end) as completing:
-        cancel = asyncio.create_task(OwnTasks(database).cancel(alice, "t"))
+        cancel = asyncio.create_task(UserTasks(database).cancel(alice, "t"))
         await until(blocked(sql))
         completing.commit()
         assert await cancel == "completed"

@@ -30,13 +30,13 @@ from server.protocol.port import Port
 from server.protocol.runner import Runner
 from server.runtime import signals
 from server.runtime.background import Background, counted_errors
+from server.runtime.garbage import keep_gc_tuned, tune_gc
 from server.storage import migrations
-from server.storage.cleaning import join_servers_folder
 from server.storage.database import Database, login_role
 from server.storage.images import FileImages
 from server.storage.listener import Listener
+from server.storage.retention import join_servers_folder
 from server.telemetry import logs
-from server.telemetry.loop_lag import keep_tame, tame_collector
 from server.telemetry.metrics import Metrics
 from server.web import keys
 from server.web.handlers import ops
@@ -192,12 +192,12 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
         assert runner.server is not None, "set up"
         # The port last: connections to the database must not get descriptors behind those of 10,000 clients.
         number = await port.open(runner.server)
-        tame_collector()
-        app[keys.BACKGROUND].start("collector", partial(keep_tame, app[keys.WAITERS].__len__))
+        tune_gc()
+        app[keys.BACKGROUND].start("collector", partial(keep_gc_tuned, app[keys.WAITERS].__len__))
         try:
             yield number
         finally:
-            app[keys.DATABASE].hasten()
+            app[keys.DATABASE].begin_shutdown()
             await port.close()
     finally:
         await runner.cleanup()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final, Self
 
-from server.config import Generation
+from server.config import GenerationSettings
 from server.errors import (
     DatabaseUnavailable,
     GenerationCanceled,
@@ -65,7 +65,7 @@ class Worker:
         queue: WorkQueue,
         generator: Generator,
         images: ImageStore,
-        settings: Generation,
+        settings: GenerationSettings,
         metrics: Metrics,
         *,
         result_url: Callable[[str], str],

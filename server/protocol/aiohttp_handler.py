@@ -136,7 +136,7 @@ class PollHandler(RequestHandler):
         """The bytes of the request in hand if they came in one piece and are all that ever came here; else nothing."""
         return self._last_chunk if self._chunks == 1 and self._request_count == 1 else b""
 
-    def let_go(self) -> None:
+    def detach(self) -> None:
         """Forget the connection, which somebody else has taken: `start` then ends and closes nothing.
 
         (aiohttp 3.14.5, web_protocol.py: what `connection_lost` does, but for closing the transport and canceling us.)
@@ -156,7 +156,7 @@ def _ignore(_connection: asyncio.BaseProtocol) -> None:
 class PollServer(web.Server):
     """aiohttp's server, whose connections begin without one of its handlers: it is made when first bytes come.
 
-    `begun` is told of each connection that aiohttp has got.
+    `on_request_started` is told of each connection that aiohttp has got.
     """
 
     def __init__(
@@ -182,7 +182,7 @@ class PollServer(web.Server):
         self._handler = handler
         self.head_seconds = head_seconds
         self.departures = Departures()
-        self.begun: Callable[[asyncio.BaseProtocol], None] = _ignore
+        self.on_request_started: Callable[[asyncio.BaseProtocol], None] = _ignore
 
     def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]
         """Return the protocol of a new connection."""

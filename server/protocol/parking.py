@@ -33,14 +33,14 @@ from server.errors import Problem, Unavailable
 from server.protocol import heads, repeats
 from server.protocol.aiohttp_handler import PollHandler, PollServer
 from server.protocol.departures import CONTINUE
-from server.protocol.repeats import Again
-from server.protocol.replies import PLAIN, Crowd, Manner, ProblemReply
+from server.protocol.repeats import RepeatablePoll
+from server.protocol.replies import DEFAULT_OPTIONS, ProblemReply, ReplyOptions, SharedReply
 from server.protocol.turnstile import Turnstile
 from server.storage.tasks import Task
 from server.telemetry import logs
-from server.telemetry.requests import CLIENT_GONE, STATUS_OF_NOBODY, Observer, Trace
+from server.telemetry.requests import CLIENT_CLOSED_REQUEST, CLIENT_GONE, RequestLog, RequestRecord
 from server.waiting.answers import Answer
-from server.waiting.parked_polls import ParkedPoll, Tell
+from server.waiting.parked_polls import OnAnswer, ParkedPoll
 from server.waiting.waiters import Waiters
 
 STATUS_ROUTE: Final = "/api/generate/status"
@@ -53,7 +53,7 @@ _DESCRIPTORS_BESIDE: Final = 128
 _UNWELCOME_SECONDS: Final = 1.0
 
 
-Repeat: TypeAlias = Callable[[Again, int, Tell[Task]], ParkedPoll[Task] | None]
+Repeat: TypeAlias = Callable[[RepeatablePoll, int, OnAnswer[Task]], ParkedPoll[Task] | None]
 """Takes a poll that was answered, the version with which it is asked again, and whom to give the answer.
 
 Returns None if anything but waiting is to be done: then aiohttp handles the request.
@@ -65,7 +65,7 @@ class Parking:
 
     def __init__(
         self,
-        observer: Observer,
+        request_log: RequestLog,
         waiters: Waiters,
         repeat: Repeat,
         *,
@@ -78,7 +78,7 @@ class Parking:
         `keepalive_seconds`: how long a connection may be without a request.
         `most_descriptors`: how many this process may have. The last ones are for the database and for files.
         """
-        self.observer = observer
+        self.request_log = request_log
         self.repeat = repeat
         self._waiters = waiters
         self._enabled = enabled
@@ -86,7 +86,7 @@ class Parking:
         self._highest_descriptor = most_descriptors - _DESCRIPTORS_BESIDE
         self._connections: set[Connection] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._crowd: Crowd | None = None
+        self._shared: SharedReply | None = None
         self.turnstile = Turnstile()
 
     @property
@@ -128,12 +128,12 @@ class Parking:
         opened = transport.get_extra_info("socket")
         return opened is None or opened.fileno() < self._highest_descriptor
 
-    def crowd(self, answer: Answer[Task]) -> Crowd:
+    def shared(self, answer: Answer[Task]) -> SharedReply:
         """Return what they share who get this answer, one after the other."""
-        crowd = self._crowd
-        if crowd is None or crowd.answer is not answer:
-            crowd = self._crowd = Crowd(answer, close=self.closing)
-        return crowd
+        shared = self._shared
+        if shared is None or shared.answer is not answer:
+            shared = self._shared = SharedReply(answer, close=self.closing)
+        return shared
 
     def add(self, connection: Connection) -> None:
         """Take a connection in: from now on it is closed if nothing comes for long."""
@@ -172,11 +172,11 @@ class Connection(asyncio.Protocol):
         "_again",
         "_early",
         "_ended",
-        "_manner",
+        "_options",
         "_parking",
         "_poll",
+        "_record",
         "_server",
-        "_trace",
         "_transport",
         "_unwelcome",
         "_writing_paused",
@@ -184,14 +184,14 @@ class Connection(asyncio.Protocol):
     )
 
     def __init__(self, parking: Parking, server: PollServer) -> None:
-        """Begin without a transport: the event loop brings it, or `take_over`."""
+        """Begin without a transport: the event loop brings it, or `attach`."""
         self._parking = parking
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._poll: ParkedPoll[Task] | None = None
-        self._trace: Trace | None = None
-        self._manner = PLAIN
-        self._again: Again | None = None
+        self._record: RequestRecord | None = None
+        self._options = DEFAULT_OPTIONS
+        self._again: RepeatablePoll | None = None
         self._early = b""
         self._ended = False
         self._writing_paused = False
@@ -203,11 +203,13 @@ class Connection(asyncio.Protocol):
         """Whether nothing has been asked, or everything was answered."""
         return self._poll is None
 
-    def hold(self, poll: ParkedPoll[Task], trace: Trace, manner: Manner, again: Again | None) -> None:
+    def hold(
+        self, poll: ParkedPoll[Task], record: RequestRecord, options: ReplyOptions, again: RepeatablePoll | None
+    ) -> None:
         """Wait for this poll's answer, of which it tells `answer`. `again`: how to know the poll when it comes again."""
-        self._poll, self._trace, self._manner, self._again = poll, trace, manner, again
+        self._poll, self._record, self._options, self._again = poll, record, options, again
 
-    def take_over(self, handler: PollHandler) -> None:
+    def attach(self, handler: PollHandler) -> None:
         """Take the transport from aiohttp's handler; if the client has just left, the poll ends here."""
         transport = handler.transport
         if transport is None or transport.is_closing():
@@ -216,64 +218,64 @@ class Connection(asyncio.Protocol):
         self._transport, self._ended = transport, handler.ended
         self._parking.add(self)
         transport.set_protocol(self)
-        handler.let_go()
+        handler.detach()
         if self._ended:
             self._server.departures.watch(transport, self._interim)
 
     def abandon(self) -> None:
         """Have the poll forgotten: its client has gone."""
         poll, self._poll = self._poll, None
-        if poll is not None and self._trace is not None:
-            self._trace.held = CLIENT_GONE, poll.abandon(), ()
+        if poll is not None and self._record is not None:
+            self._record.held = CLIENT_GONE, poll.abandon(), ()
 
     def _end_unheard(self) -> None:
         self.abandon()
-        trace, self._trace = self._trace, None
-        if trace is not None:
-            self._finish(trace, STATUS_OF_NOBODY)
+        record, self._record = self._record, None
+        if record is not None:
+            self._finish(record, CLIENT_CLOSED_REQUEST)
 
     def answer(self, answer: Answer[Task], held_seconds: float) -> None:
         """Write the reply, and wait for the next request or close."""
         self._poll = None
-        trace, transport = self._trace, self._transport
-        assert trace is not None, "answered once"
+        record, transport = self._record, self._transport
+        assert record is not None, "answered once"
         assert transport is not None, "parked"
-        self._trace = None
-        crowd = self._parking.crowd(answer)
-        trace.held = crowd.outcome, held_seconds, crowd.changes
-        transport.write(self._whole_reply(crowd, held_seconds, trace))
-        if crowd.close or (self._ended and not self._early):
+        self._record = None
+        shared = self._parking.shared(answer)
+        record.held = shared.outcome, held_seconds, shared.changes
+        transport.write(self._whole_reply(shared, held_seconds, record))
+        if shared.close or (self._ended and not self._early):
             transport.close()
             return
         self.looks = 0
         if self._early:
-            self._parking.turnstile.admit(self.proceed)
+            self._parking.turnstile.admit(self.start_request)
 
-    def _whole_reply(self, crowd: Crowd, held_seconds: float, trace: Trace) -> bytes:
+    def _whole_reply(self, shared: SharedReply, held_seconds: float, record: RequestRecord) -> bytes:
         try:
-            reply = crowd.reply(self._manner)
-            whole = reply.whole(held_seconds, trace.request_id, crowd.end_of_head)
+            reply = shared.reply(self._options)
+            whole = reply.to_bytes(held_seconds, record.request_id, shared.end_of_head)
         except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
-            self._parking.observer.metrics.crashes.inc()
-            logs.log.error(logs.REQUEST_CRASHED, request_id=trace.request_id, path=STATUS_ROUTE, exc_info=error)
+            self._parking.request_log.metrics.crashes.inc()
+            logs.log.error(logs.REQUEST_CRASHED, request_id=record.request_id, path=STATUS_ROUTE, exc_info=error)
             reply = ProblemReply(Problem())
-            whole = reply.whole(held_seconds, trace.request_id, crowd.end_of_head)
-        self._finish(trace, reply.status)
+            whole = reply.to_bytes(held_seconds, record.request_id, shared.end_of_head)
+        self._finish(record, reply.status)
         return whole
 
-    def _finish(self, trace: Trace, status: int) -> None:
-        seconds = time.perf_counter() - trace.started
-        self._parking.observer.request_finished(trace, "GET", STATUS_ROUTE, STATUS_ROUTE, status, seconds)
+    def _finish(self, record: RequestRecord, status: int) -> None:
+        seconds = time.perf_counter() - record.started
+        self._parking.request_log.request_finished(record, "GET", STATUS_ROUTE, STATUS_ROUTE, status, seconds)
 
     def data_received(self, data: bytes) -> None:
         """Keep what comes before the answer; what comes after it is the same poll again, or a request for aiohttp."""
         if self._unwelcome:
             self._refuse()
             return
-        if self._poll is None and not self._early and self._ask_again(data):
+        if self._poll is None and not self._early and self._try_repeat(data):
             return
         if self._poll is None and not self._early:
-            self._parking.turnstile.admit(self.proceed)
+            self._parking.turnstile.admit(self.start_request)
         self._early += data
         if len(self._early) > _MOST_EARLY_BYTES and self._transport is not None:
             self._transport.pause_reading()
@@ -290,31 +292,31 @@ class Connection(asyncio.Protocol):
     def _interim(self) -> bytes:
         return b"" if self._poll is None else CONTINUE
 
-    def _ask_again(self, data: bytes) -> bool:
+    def _try_repeat(self, data: bytes) -> bool:
         """Hold the poll if it is the last one with another version, and still nothing but waiting will do."""
         again, parking = self._again, self._parking
         if again is None or self._writing_paused:
             return False
-        found = repeats.read(data)
+        found = repeats.parse_repeat(data)
         if found is None or found[0] != again.request:
             return False
         self._poll = parking.repeat(again, found[1], self.answer)
         if self._poll is None:
             return False
-        self._trace = Trace(again.question.user_id, again.question.task_id)
+        self._record = RequestRecord(again.question.user_id, again.question.task_id)
         return True
 
     def _refuse(self) -> None:
         """Say that there is no room. Only now: a reply to what wasn't read yet would be lost with the connection."""
-        trace, transport = Trace(), self._transport
+        record, transport = RequestRecord(), self._transport
         if transport is not None and not transport.is_closing():
             wait = random.uniform(2, 8)  # spread out, or everybody comes back at once
             problem = Unavailable("This process has all the connections that it can have.", retry_after=wait)
-            self._parking.observer.request_finished(trace, "other", "full", "full", problem.status, 0.0)
-            transport.write(ProblemReply(problem).whole(0.0, trace.request_id, heads.end_of_head(close=True)))
+            self._parking.request_log.request_finished(record, "other", "full", "full", problem.status, 0.0)
+            transport.write(ProblemReply(problem).to_bytes(0.0, record.request_id, heads.end_of_head(close=True)))
             transport.close()
 
-    def proceed(self) -> None:
+    def start_request(self) -> None:
         """Give the connection to a handler of aiohttp's, with what has come."""
         transport = self._transport
         if self._writing_paused or transport is None or transport.is_closing():
@@ -330,7 +332,7 @@ class Connection(asyncio.Protocol):
         handler.data_received(early)
         if self._ended and not handler.eof_received():
             transport.close()
-        asyncio.get_running_loop().call_soon(self._server.begun, self)  # behind aiohttp's first step
+        asyncio.get_running_loop().call_soon(self._server.on_request_started, self)  # behind aiohttp's first step
 
     # What the transport tells ------------------------------------------------------------------------------------------
 
@@ -354,7 +356,7 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.resume_reading()
         if self._poll is None and self._early:
-            self._parking.turnstile.admit(self.proceed)
+            self._parking.turnstile.admit(self.start_request)
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Let the poll go, or stop waiting for a request."""
@@ -381,7 +383,7 @@ class _Parked(web.StreamResponse):
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Hand the connection over."""
-        request[CONNECTION].take_over(_handler(request))
+        request[CONNECTION].attach(_handler(request))
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Write nothing: the reply comes later, and from elsewhere."""

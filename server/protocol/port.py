@@ -13,7 +13,7 @@ from typing import Final
 
 from aiohttp import web
 
-from server.config import Server
+from server.config import ServerSettings
 from server.errors import ConfigurationError
 from server.protocol.aiohttp_handler import PollServer
 from server.protocol.syn_filter import HANDSHAKE_SECONDS, hear_no_syn
@@ -32,7 +32,7 @@ class Port:
     which it can't repeat as safely as one that crossed with the end of an idle connection.
     """
 
-    def __init__(self, app: web.Application, settings: Server, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, app: web.Application, settings: ServerSettings, tls: ssl.SSLContext | None) -> None:
         """Take note; `open` listens. The application must not have been started."""
         self._settings = settings
         self._unix_socket = UnixSocket(settings.unix_socket)
@@ -52,7 +52,7 @@ class Port:
         """
         self._make_protocol, settings = make_protocol, self._settings
         if isinstance(make_protocol, PollServer):
-            make_protocol.begun = self._begun
+            make_protocol.on_request_started = self._on_request_started
         try:
             self._listening = await self._listen(settings)
         except OSError as error:
@@ -61,7 +61,7 @@ class Port:
         name = self._listening.sockets[0].getsockname()
         return int(name[1]) if isinstance(name, tuple) else 0
 
-    async def _listen(self, settings: Server) -> asyncio.Server:
+    async def _listen(self, settings: ServerSettings) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         if settings.unix_socket:
             return await loop.create_unix_server(
@@ -115,7 +115,7 @@ class Port:
             self._timer = loop.call_later(PATIENCE_SECONDS, self._forget)
         return protocol
 
-    def _begun(self, protocol: asyncio.BaseProtocol) -> None:
+    def _on_request_started(self, protocol: asyncio.BaseProtocol) -> None:
         """Wait for that one no longer: aiohttp is at work on its request, and ends that by itself."""
         self._arrived.pop(id(protocol), None)
 

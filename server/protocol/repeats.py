@@ -24,7 +24,7 @@ _POLL: Final = re.compile(
 
 
 @dataclass(slots=True)
-class Again:
+class RepeatablePoll:
     """What must be known to answer the same poll again: what stands for its bytes, whose it was, what they asked."""
 
     request: bytes
@@ -32,7 +32,7 @@ class Again:
     question: Question
 
 
-def read(data: bytes) -> tuple[bytes, int] | None:
+def parse_repeat(data: bytes) -> tuple[bytes, int] | None:
     """Return what stands for a poll but for its version, and the version; None if it isn't one whole poll of the plain kind.
 
     Two that are equal differ in nothing else: where the version stood is plain from the rest. Cookies and tokens are

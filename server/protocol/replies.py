@@ -29,7 +29,7 @@ LONGEST_RETRY_AFTER_MS: Final = max(longest for _, longest in _RETRY_AFTER_MS.va
 
 
 @dataclass(frozen=True, slots=True)
-class Manner:
+class ReplyOptions:
     """What a client said about how it wants its answer.
 
     `preferred_wait`: the seconds of a `Prefer: wait` that was heeded. `tagged_version`: that of an `If-None-Match`
@@ -40,7 +40,7 @@ class Manner:
     tagged_version: int | None = None
 
 
-PLAIN: Final = Manner()
+DEFAULT_OPTIONS: Final = ReplyOptions()
 
 
 Composed: TypeAlias = tuple[int, bytes, bytes | None]
@@ -54,7 +54,7 @@ class Reply(Protocol):
     def status(self) -> int:
         """The status of HTTP."""
 
-    def whole(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
+    def to_bytes(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
         """Return all its bytes, for somebody who was held for so long. `end_of_head`: see `wire`."""
 
 
@@ -63,15 +63,15 @@ class StateReply:
 
     __slots__ = ("_body", "_bounds", "_head", "status")
 
-    def __init__(self, task: Task, answer: Answer[Task], manner: Manner = PLAIN) -> None:
+    def __init__(self, task: Task, answer: Answer[Task], options: ReplyOptions = DEFAULT_OPTIONS) -> None:
         """Tell that this is the task's state, and why now."""
         self._head, self._body = _state(task, answer.reason, answer.changed)
         self._bounds = _RETRY_AFTER_MS.get(answer.reason)
         self.status = 200
-        if manner.preferred_wait is not None:
-            self._head = f"Preference-Applied: wait={manner.preferred_wait:g}\r\n".encode() + self._head
+        if options.preferred_wait is not None:
+            self._head = f"Preference-Applied: wait={options.preferred_wait:g}\r\n".encode() + self._head
         # Any other reason must be read by the client, and a 304 has no body to say it in.
-        if manner.tagged_version == task.version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
+        if options.tagged_version == task.version and answer.reason in {Reason.TIMEOUT, Reason.IMMEDIATE}:
             self.status = 304
 
     def compose(self, held_seconds: float) -> Composed:
@@ -82,7 +82,7 @@ class StateReply:
             return 304, head, None
         return 200, _CONTENT_TYPE + head, b"%b%b%b" % (self._body, held[:-2], self._end_of_body())
 
-    def whole(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
+    def to_bytes(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
         """Return the bytes of the same reply, as `heads.reply_bytes` would: in one go, for there may be many."""
         if self.status == 304:
             return heads.reply_bytes(*self.compose(held_seconds), request_id=request_id, end_of_head=end_of_head)
@@ -106,13 +106,13 @@ class ProblemReply:
         self.status = problem.status
         self._problem = problem
 
-    def whole(self, _held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
+    def to_bytes(self, _held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
         """Return all its bytes."""
         composed = compose_problem(self._problem, request_id)
         return heads.reply_bytes(*composed, request_id=request_id, end_of_head=end_of_head)
 
 
-class Crowd:
+class SharedReply:
     """What they have in common who get the same answer in the same turn of the loop: made once, however many they are."""
 
     __slots__ = ("_plain", "answer", "changes", "close", "end_of_head", "outcome")
@@ -126,17 +126,17 @@ class Crowd:
         self.end_of_head = heads.end_of_head(close=close)
         self._plain: Reply | None = None
 
-    def reply(self, manner: Manner) -> Reply:
-        """Return what tells the answer to those who want it in this manner."""
-        if manner is not PLAIN:
-            return _reply(self.answer, manner)
+    def reply(self, options: ReplyOptions) -> Reply:
+        """Return what tells the answer to those who want it this way."""
+        if options is not DEFAULT_OPTIONS:
+            return _reply(self.answer, options)
         if self._plain is None:
-            self._plain = _reply(self.answer, PLAIN)
+            self._plain = _reply(self.answer, DEFAULT_OPTIONS)
         return self._plain
 
 
-def _reply(answer: Answer[Task], manner: Manner) -> Reply:
-    return ProblemReply(missing(answer)) if answer.snapshot is None else StateReply(answer.snapshot, answer, manner)
+def _reply(answer: Answer[Task], options: ReplyOptions) -> Reply:
+    return ProblemReply(missing(answer)) if answer.snapshot is None else StateReply(answer.snapshot, answer, options)
 
 
 @functools.lru_cache(maxsize=64)

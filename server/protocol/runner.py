@@ -16,7 +16,7 @@ from server.protocol.aiohttp_handler import MOST_HEADER_BYTES, MOST_LINE_BYTES, 
 from server.protocol.heads import complete
 from server.protocol.parking import Parking
 from server.protocol.replies import compose_problem, headers_of
-from server.telemetry.requests import Trace
+from server.telemetry.requests import RequestRecord
 
 _TOO_MANY: Final = "Too many headers received"  # aiohttp, _http_parser.pyx
 _TOO_LONG: Final = web.ResponseKey("too long", tuple[Problem, str])  # with the id of the request
@@ -117,7 +117,7 @@ def _problem_of(error: BaseException | None) -> Problem:
 
 
 def _reply(problem: Problem) -> web.Response:
-    request_id = Trace().request_id
+    request_id = RequestRecord().request_id
     status, head, body = compose_problem(problem, request_id)
     response = web.Response(body=body, status=status, headers=headers_of(head))
     if isinstance(problem, HeadersTooLarge | UriTooLong):

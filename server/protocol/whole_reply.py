@@ -31,7 +31,7 @@ class WholeReply(web.StreamResponse):
         transport = request.transport
         if transport is not None:
             end_of_head = heads.end_of_head(close=not self.keep_alive)
-            transport.write(self.reply.whole(self._held_seconds, self._request_id, end_of_head))
+            transport.write(self.reply.to_bytes(self._held_seconds, self._request_id, end_of_head))
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Write nothing: that was all."""

@@ -155,7 +155,7 @@ class Database:
         # One more for heartbeats: a listener must not be taken for dead because everything else is busy.
         self._pool = Pool(self._connect, pool_size + 1)
         # So few at a time wait within the pool that all of them may be woken for each connection that comes back.
-        self._slots = asyncio.Semaphore(pool_size)
+        self._connection_slots = asyncio.Semaphore(pool_size)
         self._slot_of_heartbeats = asyncio.Semaphore(1)
         self._corrections = ""
         self._running: set[asyncio.Task[Any]] = set()
@@ -196,7 +196,7 @@ class Database:
         with translated_errors():
             return await connect(self._dsn, self._timeout, self.application)
 
-    def hasten(self) -> None:
+    def begin_shutdown(self) -> None:
         """Have statements take no longer than a moment from now on: the process stops, and doesn't wait for a database.
 
         Whoever waits for one that runs for longer is refused, so that a client still hears what has become of it.
@@ -211,7 +211,7 @@ class Database:
 
     async def close(self) -> None:
         """Let running statements end, if they soon do, and close every connection."""
-        self.hasten()
+        self.begin_shutdown()
         while running := set(self._running):
             _, late = await asyncio.wait(running, timeout=_LAST_STATEMENTS_SECONDS)
             self._end(late)
@@ -236,7 +236,7 @@ class Database:
             DatabaseUnavailable: no answer in time; whether a write was carried out is then unknown.
             ConstraintViolated: the statement would break a rule of the schema.
         """
-        columns, rows = await self._run(self._fetch(query, parameters, user, self._slots, retry=retry))
+        columns, rows = await self._run(self._fetch(query, parameters, user, self._connection_slots, retry=retry))
         return [into(**dict(zip(columns, row, strict=True))) for row in rows]
 
     async def fetch_one(self, query: str, into: Callable[..., T], /, **parameters: Any) -> T | None:

@@ -100,7 +100,7 @@ class Sessions:
         self._wanted: set[str] = set()
         self._revoked_meanwhile: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._doubts = 0
+        self._invalidations = 0
         self.listening = False
 
     def __len__(self) -> int:
@@ -167,7 +167,7 @@ class Sessions:
 
     # Finding ------------------------------------------------------------------------------------------------------------
 
-    def recall(self, key: str) -> Login | None:
+    def peek(self, key: str) -> Login | None:
         """Return the login behind a secret's hash if that can be told from memory alone, and now."""
         known = self._known.get(key)
         if known is None or not self._is_trusted(known):
@@ -186,7 +186,7 @@ class Sessions:
             StorageError: it isn't known here and can't be read.
         """
         key = digest(secret).hex()
-        found = self.recall(key)
+        found = self.peek(key)
         if found is not None:
             return found
         known = self._known.get(key)
@@ -211,9 +211,9 @@ class Sessions:
         if key in self._reading or key in self._wanted:
             self._revoked_meanwhile.add(key)
 
-    def doubt(self, key: str) -> None:
+    def invalidate(self, key: str) -> None:
         """Have a secret (its hash in hexadecimal) looked up again when it is used next: its row has changed."""
-        self._doubts += 1  # a read that has begun may have seen the row as it was
+        self._invalidations += 1  # a read that has begun may have seen the row as it was
         if key in self._known:
             self._known[key].proven = False
 
@@ -229,18 +229,18 @@ class Sessions:
             elif key in self._known:
                 self._fill_in(self._known[key], found)
 
-    def lost(self) -> None:
+    def on_listener_lost(self) -> None:
         """From now on revocations may go unheard."""
         self.listening = False
-        self._doubt_all()
+        self._invalidate_all()
 
-    def restored(self) -> None:
+    def on_listener_restored(self) -> None:
         """From now on revocations are heard again; those before are found by reading."""
         self.listening = True
-        self._doubt_all()
+        self._invalidate_all()
 
-    def _doubt_all(self) -> None:
-        self._doubts += 1
+    def _invalidate_all(self) -> None:
+        self._invalidations += 1
         until_now = time.monotonic() - UNPROVEN_SECONDS  # looked up at once, but the grace begins now
         for known in self._known.values():
             if known.proven:
@@ -270,7 +270,7 @@ class Sessions:
     async def _read_wanted(self) -> None:
         await asyncio.sleep(0)
         keys, self._wanted = list(self._wanted), set()
-        doubts = self._doubts
+        invalidations = self._invalidations
         try:
             rows = await self._read(keys)
         except BaseException as error:
@@ -283,7 +283,7 @@ class Sessions:
                 raise
             return
         for key, row in rows.items():
-            self._settle(key, row, proven=self.listening and doubts == self._doubts)
+            self._settle(key, row, proven=self.listening and invalidations == self._invalidations)
 
     async def _read(self, keys: Sequence[str]) -> dict[str, _Credential | None]:
         rows = await self._database.fetch(

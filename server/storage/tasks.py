@@ -160,7 +160,7 @@ class _Due:
     seconds: float | None
 
 
-class OwnTasks:
+class UserTasks:
     """Tasks as their owner may reach them: each statement runs with that user's identity, under the row policies."""
 
     def __init__(self, database: Database) -> None:
@@ -234,7 +234,7 @@ class OwnTasks:
         )
 
 
-class BoardTasks:
+class TaskReader:
     """Tasks as the board reads them: many at once, for everybody who waits."""
 
     def __init__(self, database: Database) -> None:

@@ -205,7 +205,7 @@ def log_replies(replies: list[dict[str, object]]) -> None:
         log.info(**fields)  # type: ignore[arg-type]
 
 
-def configure(settings: config.Logging, stream: TextIO | None = None) -> None:
+def configure(settings: config.LoggingSettings, stream: TextIO | None = None) -> None:
     """Set up structlog, and route `logging` of the libraries (warnings and worse) into it."""
     stream = stream or sys.stderr
     pretty = settings.format == "console" or (settings.format == "auto" and stream.isatty())

@@ -25,7 +25,7 @@ _WORK = (0.1, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
 _MOST_UNSORTED = 1000
 
 
-class Tally:
+class FastCounter:
     """A counter by labels. The library's own cost a microsecond each; on the way of a poll there are five.
 
     One thread counts: that of the event loop.
@@ -45,8 +45,8 @@ class Tally:
         yield family
 
 
-class Distribution:
-    """A histogram by one label or none, counted as `Tally` counts.
+class FastHistogram:
+    """A histogram by one label or none, counted as `FastCounter` counts.
 
     To sort a value into its bucket is left for later, when there are many, or somebody asks.
     """
@@ -96,9 +96,9 @@ class Metrics:
     def __init__(self) -> None:
         """Make them all, at zero."""
         self.registry = registry = CollectorRegistry()
-        self.polls = Tally("longpoll_polls", "Polls answered, by how they ended", ["outcome"], registry)
-        self.hold_seconds = Distribution("longpoll_poll_hold_seconds", "How long polls were held", _HOLDS, registry)
-        self.wake_latency_seconds = Distribution(
+        self.polls = FastCounter("longpoll_polls", "Polls answered, by how they ended", ["outcome"], registry)
+        self.hold_seconds = FastHistogram("longpoll_poll_hold_seconds", "How long polls were held", _HOLDS, registry)
+        self.wake_latency_seconds = FastHistogram(
             "longpoll_wake_latency_seconds", "From commit to reply, for held polls", _WAKES, registry
         )
         self.missed_notify_repairs = Counter(
@@ -117,8 +117,10 @@ class Metrics:
         self.listener_reconnects = Counter(
             "longpoll_listener_reconnects", "Attempts to get the LISTEN connection back", registry=registry
         )
-        self.requests = Tally("longpoll_http_requests", "Requests answered", ["route", "method", "code"], registry)
-        self.request_seconds = Distribution(
+        self.requests = FastCounter(
+            "longpoll_http_requests", "Requests answered", ["route", "method", "code"], registry
+        )
+        self.request_seconds = FastHistogram(
             "longpoll_http_request_seconds", "Time to answer, without the time held", _ANSWERS, registry, "route"
         )
         self.malformed_requests = Counter(

@@ -15,7 +15,7 @@ from server.telemetry.metrics import Metrics
 
 POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/batch"})
 CLIENT_GONE: Final = "client_gone"
-STATUS_OF_NOBODY: Final = 499  # the client has gone, and nobody reads the reply
+CLIENT_CLOSED_REQUEST: Final = 499  # the client has gone, and nobody reads the reply
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
 
@@ -27,7 +27,7 @@ The times are of the database's clock, in seconds since 1970. None for how it en
 """
 
 
-class Trace:
+class RequestRecord:
     """What the one log line of a request will say, filled in on the way. One is kept for each poll that is held."""
 
     __slots__ = ("held", "request_id", "started", "task_id", "user_id")
@@ -41,24 +41,26 @@ class Trace:
         self.started = time.perf_counter()
 
 
-class Observer:
+class RequestLog:
     """Counts and logs. `clock_offset`: how far the database's clock is behind ours, in seconds."""
 
-    def __init__(self, metrics: Metrics, logging: config.Logging, clock_offset: Callable[[], float]) -> None:
+    def __init__(self, metrics: Metrics, logging: config.LoggingSettings, clock_offset: Callable[[], float]) -> None:
         """Count in these metrics."""
         self.metrics = metrics
         self._logging = logging
         self._clock_offset = clock_offset
-        self._finished: list[tuple[Trace, str, str, str, int, float]] = []
+        self._finished: list[tuple[RequestRecord, str, str, str, int, float]] = []
 
-    def request_finished(self, trace: Trace, method: str, route: str, path: str, status: int, seconds: float) -> None:
+    def request_finished(
+        self, record: RequestRecord, method: str, route: str, path: str, status: int, seconds: float
+    ) -> None:
         """Take note of a reply; `seconds` are all that the request took, the time it was held among them.
 
         It is written down behind all replies of this turn of the loop: whoever waits for theirs is told first.
         """
         if not self._finished:
             asyncio.get_running_loop().call_soon(self._write_down)
-        self._finished.append((trace, method, route, path, status, seconds))
+        self._finished.append((record, method, route, path, status, seconds))
 
     def _write_down(self) -> None:
         finished, self._finished = self._finished, []
@@ -66,8 +68,8 @@ class Observer:
         holds: list[float] = []
         changes: list[float] = []
         lines = []
-        for trace, method, route, path, status, seconds in finished:
-            outcome, held, told = trace.held
+        for record, method, route, path, status, seconds in finished:
+            outcome, held, told = record.held
             took = seconds - held
             groups[route, method, status, outcome].append(took)
             if outcome is not None:
@@ -75,7 +77,7 @@ class Observer:
                 if held:
                     changes += told
             if self._is_logged(route, status, outcome):
-                lines.append(_line(trace, method, route, path, status, took))
+                lines.append(_line(record, method, route, path, status, took))
         self._count(groups)
         self.metrics.hold_seconds.observe(holds)
         now = time.time() - self._clock_offset()
@@ -96,15 +98,15 @@ class Observer:
         return outcome is not None or route not in _QUIET_ROUTES or status >= 400
 
 
-def _line(trace: Trace, method: str, route: str, path: str, status: int, took: float) -> dict[str, object]:
-    outcome, held, _ = trace.held
+def _line(record: RequestRecord, method: str, route: str, path: str, status: int, took: float) -> dict[str, object]:
+    outcome, held, _ = record.held
     return {
-        "request_id": trace.request_id,
+        "request_id": record.request_id,
         "method": method,
         "path": path,
         "status": status,
-        "user_id": trace.user_id,
-        "task_id": trace.task_id,
+        "user_id": record.user_id,
+        "task_id": record.task_id,
         "outcome": outcome,
         "held_ms": int(held * 10_000 + 0.5) / 10,  # `round` takes twice as long
         "took_ms": int(took * 10_000 + 0.5) / 10,

@@ -55,7 +55,7 @@ class Answer(Generic[S]):
     deleted: bool = False
 
 
-def conclude(until: Until, seen: S, latest: S | None, reason: Reason | None) -> Answer[S] | None:
+def evaluate(until: Until, seen: S, latest: S | None, reason: Reason | None) -> Answer[S] | None:
     """Return the answer to a poll that waits: what was seen when it began, what is known now, and why else it ends, if it does.
 
     None: there is nothing to tell yet.

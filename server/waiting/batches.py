@@ -85,7 +85,7 @@ class BatchPolling(Generic[S]):
             ahead = [each for each in tasks if _is_ahead(question, each)]
             if ahead:
                 # Another server may have told of versions whose notifications haven't reached us yet.
-                await self._board.refresh(ahead, anew=True)
+                await self._board.refresh(ahead, force=True)
             reason = self._reason_not_to_wait(question, tasks, arrival)
             if reason is not None:
                 return _answer(question, () if reason is Reason.REVOKED else tasks, reason)
@@ -96,9 +96,9 @@ class BatchPolling(Generic[S]):
         foreign = [each for each in tasks if _own(question, each) is None]
         own = [each for each in tasks if _own(question, each) is not None]
         if foreign and own:  # together, so that they share one read
-            await asyncio.gather(self._board.refresh(foreign, anew=True), self._board.refresh(own))
+            await asyncio.gather(self._board.refresh(foreign, force=True), self._board.refresh(own))
         else:
-            await self._board.refresh(tasks, anew=bool(foreign))
+            await self._board.refresh(tasks, force=bool(foreign))
 
     def _reason_not_to_wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> Reason | None:
         if self._waiters.is_revoked(question.credential):

@@ -74,12 +74,12 @@ class Board(Generic[S]):
     async def run(self) -> None:
         """Read what is wanted and sweep, for ever. It may be run again after it has ended by an error."""
         self._stopped = False
-        self._doubt_all()  # what was about to be told when it ended is read again
+        self._invalidate_all()  # what was about to be told when it ended is read again
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read_for_ever(), name="board reads")
-                group.create_task(self._tell_for_ever(), name="board tells")
-                group.create_task(self._sweep_for_ever(), name="board sweep")
+                group.create_task(self._read_loop(), name="board reads")
+                group.create_task(self._publish_loop(), name="board tells")
+                group.create_task(self._sweep_loop(), name="board sweep")
         finally:
             self._stop()
 
@@ -107,45 +107,45 @@ class Board(Generic[S]):
         if not watched.watchers:
             self._retire(watched)
 
-    async def current(self, watched: Watched[S], *, anew: bool = False) -> S | None:
+    async def current(self, watched: Watched[S], *, force: bool = False) -> S | None:
         """Return the task's state as of this call or later, or None if there is no such task: no query if it is fresh.
 
         If it can't be read just now, but was known before, that is returned: whoever waits on it is told when it is read.
-        `anew`: read it even if it is fresh, and take nothing less.
+        `force`: read it even if it is fresh, and take nothing less.
 
         Raises:
             StorageError: it can't be read, and nothing is known of it.
         """
-        await self.refresh([watched], anew=anew)
+        await self.refresh([watched], force=force)
         return watched.snapshot
 
-    def recall(self, task_id: str) -> Watched[S] | None:
+    def peek(self, task_id: str) -> Watched[S] | None:
         """Return what is known of a task if that is fresh: somebody has watched it lately, and nothing is in doubt."""
         watched = self._tasks.get(task_id)
         return watched if watched is not None and not self._stopped and self._is_fresh(watched) else None
 
-    async def refresh(self, tasks: Sequence[Watched[S]], *, anew: bool = False) -> None:
+    async def refresh(self, tasks: Sequence[Watched[S]], *, force: bool = False) -> None:
         """Bring what is known of these up to this moment, as `current` does for one; they share their reads."""
         if self._stopped:
             raise board_stopped()  # what we know is kept up to date no more
-        wanted = [each for each in tasks if anew or not self._is_fresh(each)]
+        wanted = [each for each in tasks if force or not self._is_fresh(each)]
         if not wanted:
             return
         batches = [(each, self._enqueue(each)) for each in wanted]
-        impatient = not anew and not self.listening and all(each.known for each in wanted)
+        impatient = not force and not self.listening and all(each.known for each in wanted)
         # A database that says nothing must not make polls longer: who waits on what is known is told when it was read.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS if impatient else None):
                 for watched, batch in batches:
                     await batch.done.wait()
                     error = batch.errors.get(watched.task_id)
-                    if error is not None and (anew or not watched.known):
+                    if error is not None and (force or not watched.known):
                         raise error
 
     def _is_fresh(self, watched: Watched[S]) -> bool:
         return self.listening and watched.known and not watched.stale
 
-    def notice(self, payload: str) -> None:
+    def on_notification(self, payload: str) -> None:
         """Take a notification: ``id:version``, or ``id:-`` for a deletion, and more of them behind commas."""
         malformed = 0
         for item in payload.split(","):
@@ -155,33 +155,33 @@ class Board(Generic[S]):
                 continue
             watched = self._tasks.get(task_id)
             if watched is not None and _is_news(watched, version):
-                self.doubt(task_id)
+                self.invalidate(task_id)
         if malformed:
             self._metrics.malformed_notifications.inc(malformed)
             logs.log.warning(logs.NOTIFICATION_MALFORMED, items=malformed, payload=payload[:100])
 
-    def doubt(self, task_id: str) -> None:
+    def invalidate(self, task_id: str) -> None:
         """Take what is known of a task for stale: this process has just written it and needs no notification to know."""
         watched = self._tasks.get(task_id)
         if watched is not None:
-            watched.doubts += 1
+            watched.invalidations += 1
             if watched.watchers:
                 self._enqueue(watched)
 
-    def lost(self) -> None:
+    def on_listener_lost(self) -> None:
         """From now on notifications may be missing."""
         self.listening = False
         self._relisten.set()
 
-    def restored(self) -> None:
+    def on_listener_restored(self) -> None:
         """From now on notifications arrive again; what happened before is found by reading."""
         self.listening = True
         self._relisten.set()
-        self._doubt_all()
+        self._invalidate_all()
 
-    def _doubt_all(self) -> None:
+    def _invalidate_all(self) -> None:
         for watched in self._tasks.values():
-            watched.doubts += 1
+            watched.invalidations += 1
         self._enqueue_watched()
 
     # Reading -------------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Board(Generic[S]):
             if watched.watchers:
                 self._enqueue(watched, repairing=True)
 
-    async def _read_for_ever(self) -> None:
+    async def _read_loop(self) -> None:
         failures = 0
         while True:
             await self._wanted.wait()
@@ -213,7 +213,7 @@ class Board(Generic[S]):
             # One read at a time: a later read never shows an older state, so versions can't go back.
             batch = self._batches.popleft()
             await batch.read(self._read, self._metrics)
-            await self._pass_on(batch)  # the next read needn't wait until all have been told
+            await self._enqueue_for_publishing(batch)  # the next read needn't wait until all have been told
             if batch.unavailable:
                 await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
                 failures += 1
@@ -230,14 +230,14 @@ class Board(Generic[S]):
             if watched.watchers and self._tasks.get(task_id) is watched:
                 self._enqueue(watched, repairing=task_id in batch.repairing)
 
-    async def _pass_on(self, batch: ReadBatch[S]) -> None:
+    async def _enqueue_for_publishing(self, batch: ReadBatch[S]) -> None:
         try:
             await self._told.put(batch)
         except asyncio.CancelledError:
             batch.stop()
             raise
 
-    async def _tell_for_ever(self) -> None:
+    async def _publish_loop(self) -> None:
         while True:
             batch = await self._told.get()
             try:
@@ -251,7 +251,7 @@ class Board(Generic[S]):
                 batch.stop()  # unless it is done
 
     def _tell(self, batch: ReadBatch[S], task_id: str, watched: Watched[S]) -> None:
-        watched.settled = batch.doubts[task_id]
+        watched.validated = batch.invalidations[task_id]
         try:
             self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
         except Exception as error:  # noqa: BLE001 - somebody who was told failed: the others are told all the same
@@ -282,7 +282,7 @@ class Board(Generic[S]):
 
     # Sweeping ------------------------------------------------------------------------------------------------------
 
-    async def _sweep_for_ever(self) -> None:
+    async def _sweep_loop(self) -> None:
         while True:
             self._relisten.clear()  # ours alone, as above
             pause = self._sweep_seconds if self.listening else min(UNHEALTHY_SWEEP_SECONDS, self._sweep_seconds)
@@ -314,7 +314,7 @@ class Board(Generic[S]):
                         self._repair(each, versions.get(each.task_id))
 
     def _repair(self, watched: Watched[S], found: int | None) -> None:
-        watched.doubts += 1
+        watched.invalidations += 1
         if watched.watchers:
             self._enqueue(watched, repairing=True)
         else:

@@ -12,23 +12,23 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from server.waiting.answers import Answer, Question, Until, conclude
+from server.waiting.answers import Answer, Question, Until, evaluate
 from server.waiting.board import Board
 from server.waiting.waiters import Hold, Reason, Waiters
 from server.waiting.watched_task import Snapshot, Watched
 
 S = TypeVar("S", bound=Snapshot)
 
-Tell: TypeAlias = Callable[[Answer[S], float], None]
+OnAnswer: TypeAlias = Callable[[Answer[S], float], None]
 """Takes the answer, and for how many seconds the poll was held. Called once."""
 
 ANSWERED_AT_ONCE: Final = 256
 
 
 class ParkedPoll(Hold, Generic[S]):
-    """One of them, until it is `over`: answered, or abandoned."""
+    """One of them, until it is `done`: answered, or abandoned."""
 
-    __slots__ = ("_parked", "over", "seen", "started", "tell", "until", "watched")
+    __slots__ = ("_parked", "done", "on_answer", "seen", "started", "until", "watched")
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class ParkedPoll(Hold, Generic[S]):
         arrival: int,
         watched: Watched[S],
         seen: S,
-        tell: Tell[S],
+        on_answer: OnAnswer[S],
     ) -> None:
         """Make it; `seen` is what the watched task is now."""
         super().__init__(question.user_id, question.client_key, arrival, question.credential)
@@ -45,24 +45,24 @@ class ParkedPoll(Hold, Generic[S]):
         self.until = question.until
         self.watched = watched
         self.seen = seen
-        self.tell = tell
+        self.on_answer = on_answer
         self.started = parked.clock()
-        self.over = False
+        self.done = False
 
     def set(self) -> None:
         """Be called up: the task has changed."""
-        self._parked.call_up(self)
+        self._parked.wake(self)
 
-    def end(self, reason: Reason) -> None:
+    def finish(self, reason: Reason) -> None:
         """Be called up, to be answered with this reason unless the task has changed."""
         if self.reason is None:
             self.reason = reason
-            self._parked.call_up(self)
+            self._parked.wake(self)
 
     def abandon(self) -> float:
         """Wait no longer, and tell nobody: the client has gone. Returns for how many seconds it was held."""
-        if not self.over:
-            self.over = True
+        if not self.done:
+            self.done = True
             self._parked.forget([self])
         return self._parked.clock() - self.started
 
@@ -75,30 +75,30 @@ class ParkedPolls(Generic[S]):
         self.clock = clock
         self._board = board
         self._waiters = waiters
-        self._called: deque[ParkedPoll[S]] = deque()
+        self._woken: deque[ParkedPoll[S]] = deque()
 
     def park(
-        self, question: Question, seconds: float, arrival: int, watched: Watched[S], seen: S, tell: Tell[S]
+        self, question: Question, seconds: float, arrival: int, watched: Watched[S], seen: S, on_answer: OnAnswer[S]
     ) -> ParkedPoll[S]:
         """Return a poll that waits from now on, for that many seconds at most."""
-        poll = ParkedPoll(self, question, arrival, watched, seen, tell)
+        poll = ParkedPoll(self, question, arrival, watched, seen, on_answer)
         self._board.enter(watched.task_id)
         watched.follow(poll)
-        self._waiters.join(poll, seconds)
+        self._waiters.register(poll, seconds)
         return poll
 
     def forget(self, polls: Sequence[ParkedPoll[S]]) -> None:
         """Have everybody who knows of these polls forget them: they are over."""
-        self._waiters.leave(polls)
+        self._waiters.unregister(polls)
         for poll in polls:
             poll.watched.unfollow(poll)
             self._board.leave(poll.watched)
 
-    def call_up(self, poll: ParkedPoll[S]) -> None:
+    def wake(self, poll: ParkedPoll[S]) -> None:
         """Look at this poll in one of the next turns of the loop. To be called up twice, or for nothing, does no harm."""
-        if not self._called:
+        if not self._woken:
             asyncio.get_running_loop().call_soon(self._answer_some)
-        self._called.append(poll)
+        self._woken.append(poll)
 
     def _answer_some(self) -> None:
         ended: list[ParkedPoll[S]] = []
@@ -106,7 +106,7 @@ class ParkedPolls(Generic[S]):
         try:
             self._find_ended(ended, answers)
         finally:  # an error over one poll must not keep the others waiting
-            if self._called:
+            if self._woken:
                 asyncio.get_running_loop().call_soon(self._answer_some)
             self.forget(ended)
             self._tell(zip(ended, answers, strict=True), self.clock())
@@ -115,22 +115,22 @@ class ParkedPolls(Generic[S]):
         seen: S | None = None
         reason: Reason | None = None
         until, answer = Until.CHANGE, None
-        for _ in range(min(len(self._called), ANSWERED_AT_ONCE)):
-            poll = self._called.popleft()
-            if poll.over:
+        for _ in range(min(len(self._woken), ANSWERED_AT_ONCE)):
+            poll = self._woken.popleft()
+            if poll.done:
                 continue
             if poll.seen is not seen or poll.reason is not reason or poll.until is not until:
                 seen, reason, until = poll.seen, poll.reason, poll.until
-                answer = conclude(until, seen, poll.watched.snapshot, reason)
+                answer = evaluate(until, seen, poll.watched.snapshot, reason)
             if answer is not None:
-                poll.over = True
+                poll.done = True
                 ended.append(poll)
                 answers.append(answer)
 
     def _tell(self, ended: Iterator[tuple[ParkedPoll[S], Answer[S]]], now: float) -> None:
         try:
             for poll, answer in ended:
-                poll.tell(answer, now - poll.started)
+                poll.on_answer(answer, now - poll.started)
         except BaseException:  # the others must not wait for the end of their time because of one
             asyncio.get_running_loop().call_soon(self._tell, ended, now)
             raise

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from server.waiting.answers import Answer, Question, conclude
+from server.waiting.answers import Answer, Question, evaluate
 from server.waiting.board import Board
-from server.waiting.parked_polls import ParkedPoll, ParkedPolls, Tell
+from server.waiting.parked_polls import OnAnswer, ParkedPoll, ParkedPolls
 from server.waiting.waiters import Reason, Waiters
 from server.waiting.watched_task import Snapshot, Watched
 
@@ -55,15 +55,15 @@ class Polling(Generic[S]):
             with self.waiters.hold(
                 question.user_id, question.client_key, seconds, arrival, question.credential
             ) as hold:
-                while conclude(question.until, seen, watched.snapshot, None) is None:
+                while evaluate(question.until, seen, watched.snapshot, None) is None:
                     await watched.event.wait()
-            answer = conclude(question.until, seen, watched.snapshot, hold.reason or Reason.TIMEOUT)
+            answer = evaluate(question.until, seen, watched.snapshot, hold.reason or Reason.TIMEOUT)
             assert answer is not None, "there is a reason"
             return answer, self._clock() - started
         finally:
             self.board.leave(watched)
 
-    async def answer_or_park(self, question: Question, tell: Tell[S]) -> Answer[S] | ParkedPoll[S]:
+    async def answer_or_park(self, question: Question, on_answer: OnAnswer[S]) -> Answer[S] | ParkedPoll[S]:
         """Return the answer if there is one now; else a poll that waits without this task.
 
         Raises:
@@ -75,28 +75,28 @@ class Polling(Generic[S]):
             if isinstance(found, Answer):
                 return found
             # Nothing is awaited between the look and the parking: no change can come between the two.
-            return self._parked.park(question, self._jittered(question.seconds), arrival, watched, found, tell)
+            return self._parked.park(question, self._jittered(question.seconds), arrival, watched, found, on_answer)
 
-    def park_at_once(self, question: Question, version: int, tell: Tell[S]) -> ParkedPoll[S] | None:
+    def park_at_once(self, question: Question, version: int, on_answer: OnAnswer[S]) -> ParkedPoll[S] | None:
         """Park this question of somebody who has seen that version; None if that takes a read, or there is an answer now."""
-        watched = self.board.recall(question.task_id)
+        watched = self.board.peek(question.task_id)
         seen = watched.snapshot if watched is not None else None
         if watched is None or seen is None or seen.user_id != question.user_id:
             return None
         arrival = self.waiters.arrive()
         if self._reason_not_to_wait(question, version, seen, arrival) is not None:
             return None
-        return self._parked.park(question, self._jittered(question.seconds), arrival, watched, seen, tell)
+        return self._parked.park(question, self._jittered(question.seconds), arrival, watched, seen, on_answer)
 
     async def _look(self, question: Question, watched: Watched[S], arrival: int) -> Answer[S] | S:
         """Return the answer, or the state that the client must wait to see changed."""
         # Of somebody else's task we may know everything already. One that doesn't exist must be read for: so is this one,
         # or the time that it takes would tell the two apart.
         own = _own(question, watched.snapshot)
-        snapshot = _own(question, await self.board.current(watched, anew=own is None))
+        snapshot = _own(question, await self.board.current(watched, force=own is None))
         if snapshot is not None and question.version is not None and question.version > snapshot.version:
             # Another server may have told of a version whose notification hasn't reached us yet.
-            snapshot = _own(question, await self.board.current(watched, anew=True))
+            snapshot = _own(question, await self.board.current(watched, force=True))
         if snapshot is None:
             return Answer(None, Reason.IMMEDIATE)
         reason = self._reason_not_to_wait(question, question.version, snapshot, arrival)

@@ -22,19 +22,19 @@ class ReadBatch(Generic[S]):
 
     Attributes:
         repairing: the tasks of which a notification seems to have been missed.
-        doubts: of each task, the notifications that this read settles.
+        invalidations: of each task, the notifications that this read settles.
         found: the snapshots that were read; one that is missing here and in `errors` doesn't exist.
         errors: why a task couldn't be read.
         done: set when everybody has been told.
     """
 
-    __slots__ = ("done", "doubts", "errors", "found", "repairing", "tasks")
+    __slots__ = ("done", "errors", "found", "invalidations", "repairing", "tasks")
 
     def __init__(self) -> None:
         """Begin without tasks."""
         self.tasks: dict[str, Watched[S]] = {}
         self.repairing: set[str] = set()
-        self.doubts: dict[str, int] = {}
+        self.invalidations: dict[str, int] = {}
         self.found: dict[str, S] = {}
         self.errors: dict[str, StorageError] = {}
         self.done = asyncio.Event()
@@ -49,7 +49,7 @@ class ReadBatch(Generic[S]):
 
         The parts are read one after the other, each later than the one before, so versions can't go back.
         """
-        self.doubts = {task_id: watched.doubts for task_id, watched in self.tasks.items()}
+        self.invalidations = {task_id: watched.invalidations for task_id, watched in self.tasks.items()}
         parts, reads = [list(self.tasks)], 0
         while parts:
             task_ids, reads = parts.pop(), reads + 1

@@ -21,16 +21,16 @@ class Credentials(Protocol):
     listening: bool
     """Whether revocations are heard."""
 
-    def doubt(self, key: str) -> None:
+    def invalidate(self, key: str) -> None:
         """Look this one up again when it is used next."""
 
     async def recheck(self, keys: Sequence[str]) -> None:
         """Look these up now; those that are worth nothing any more are revoked."""
 
-    def lost(self) -> None:
+    def on_listener_lost(self) -> None:
         """From now on revocations may go unheard."""
 
-    def restored(self) -> None:
+    def on_listener_restored(self) -> None:
         """From now on revocations are heard again."""
 
 
@@ -56,18 +56,18 @@ class Revocations:
 
     def changed(self, key: str) -> None:
         """Take a notification: the row of this credential is not as it was."""
-        self._credentials.doubt(key)
+        self._credentials.invalidate(key)
         self._changed.add(key)
         self._wanted.set()
 
-    def lost(self) -> None:
+    def on_listener_lost(self) -> None:
         """From now on revocations may go unheard."""
-        self._credentials.lost()
+        self._credentials.on_listener_lost()
         self._wanted.set()
 
-    def restored(self) -> None:
+    def on_listener_restored(self) -> None:
         """From now on revocations are heard again; those before are found by reading."""
-        self._credentials.restored()
+        self._credentials.on_listener_restored()
         self._all = True
         self._wanted.set()
 
@@ -98,4 +98,4 @@ class Revocations:
             self._all |= everything
             raise
         # Their deadlines were set by another end of their credential: they are to ask again.
-        self._waiters.end_those_of(held & changed, Reason.TIMEOUT)
+        self._waiters.finish_those_of(held & changed, Reason.TIMEOUT)

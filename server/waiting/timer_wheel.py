@@ -18,7 +18,7 @@ class Expiring(Protocol):
         """End it. Called once, in the event loop."""
 
 
-class Deadlines:
+class TimerWheel:
     """A wheel: waiters whose time ends within the same tenth of a second share a slot.
 
     A timer of the event loop for each waiter would cost memory and a heap entry that outlives the wait;

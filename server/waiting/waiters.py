@@ -17,7 +17,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-from server.waiting.timer_wheel import GRAIN_SECONDS, Deadlines
+from server.waiting.timer_wheel import GRAIN_SECONDS, TimerWheel
 
 # A poll that was let in before a revocation may still be reading what it waits for; no read takes as long as this.
 _REMEMBERED_SECONDS: Final = 60.0
@@ -66,14 +66,14 @@ class Hold(abc.ABC):
         self.slot = 0
 
     @abc.abstractmethod
-    def end(self, reason: Reason) -> None:
+    def finish(self, reason: Reason) -> None:
         """End the hold, unless it has ended. It leaves in its own turn of the loop, not here."""
 
     def expire(self) -> None:
         """End the hold because its time is over, or that of its credential."""
         credential = self.credential
         expired = credential is not None and credential.expires_at <= time.time() + GRAIN_SECONDS
-        self.end(Reason.REVOKED if expired else Reason.TIMEOUT)
+        self.finish(Reason.REVOKED if expired else Reason.TIMEOUT)
 
 
 class TaskHold(Hold):
@@ -101,7 +101,7 @@ class TaskHold(Hold):
         self._task: asyncio.Task[object] | None = None
         self._cancelling = 0
 
-    def end(self, reason: Reason) -> None:
+    def finish(self, reason: Reason) -> None:
         """Cancel the task that waits, unless the hold has ended."""
         if self.reason is None and self._task is not None:
             self.reason = reason
@@ -111,14 +111,14 @@ class TaskHold(Hold):
         self._task = asyncio.current_task()
         assert self._task is not None, "a hold lives in a task"
         self._cancelling = self._task.cancelling()
-        self._waiters.join(self, self._seconds)
+        self._waiters.register(self, self._seconds)
         return self
 
     def __exit__(
         self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
     ) -> bool:
         task, self._task = self._task, None
-        self._waiters.leave([self])
+        self._waiters.unregister([self])
         if self.reason is None or task is None:
             return False
         # Ours is taken back; if somebody else has canceled the task too (the client left), that goes on.
@@ -139,7 +139,7 @@ class Waiters:
         self._by_client: dict[tuple[str, str, str], Hold] = {}
         self._revoked: dict[str, float] = {}
         self._revoked_now: set[str] = set()
-        self._deadlines = Deadlines()
+        self._deadlines = TimerWheel()
         self._arrivals = itertools.count(1)
 
     def __len__(self) -> int:
@@ -182,7 +182,7 @@ class Waiters:
         """Return a hold of at most that many seconds for the current task, to be entered; it arrives now if not before."""
         return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival, credential)
 
-    def join(self, hold: Hold, seconds: float) -> None:
+    def register(self, hold: Hold, seconds: float) -> None:
         """Register a hold of at most that many seconds; an older one of the same client, or the user's oldest, may have to end.
 
         It ends with its credential at the latest.
@@ -190,7 +190,7 @@ class Waiters:
         if hold.client is not None:
             older = self._by_client.get(hold.client)
             if older is not None:
-                older.end(Reason.SUPERSEDED)
+                older.finish(Reason.SUPERSEDED)
             self._by_client[hold.client] = hold
         of_user = self._by_user.setdefault(hold.user, {})
         if len(of_user) >= self.max_held_per_user:
@@ -201,7 +201,7 @@ class Waiters:
             seconds = min(seconds, hold.credential.expires_at - time.time())
         self._deadlines.add(hold, seconds)
 
-    def leave(self, holds: Sequence[Hold]) -> None:
+    def unregister(self, holds: Sequence[Hold]) -> None:
         """Forget holds that are over."""
         self._deadlines.remove(holds)
         by_user, by_client = self._by_user, self._by_client
@@ -227,7 +227,7 @@ class Waiters:
         loop = asyncio.get_running_loop()
         now = loop.time()
         if not self._revoked_now:
-            loop.call_soon(self._end_revoked)
+            loop.call_soon(self._finish_revoked)
         self._revoked_now.add(key)
         self._revoked.pop(key, None)
         self._revoked[key] = now
@@ -236,28 +236,28 @@ class Waiters:
         ):
             del self._revoked[oldest]
 
-    def end_those_of(self, keys: Collection[str], reason: Reason) -> None:
+    def finish_those_of(self, keys: Collection[str], reason: Reason) -> None:
         """End every hold that came with one of these credentials."""
         for hold in self:
             if hold.credential is not None and hold.credential.key in keys:
-                hold.end(reason)
+                hold.finish(reason)
 
     def credentials(self) -> set[str]:
         """Return the keys of all credentials that hold a poll."""
         return {hold.credential.key for hold in self if hold.credential is not None}
 
-    def _end_revoked(self) -> None:
+    def _finish_revoked(self) -> None:
         keys, self._revoked_now = self._revoked_now, set()
-        self.end_those_of(keys, Reason.REVOKED)
+        self.finish_those_of(keys, Reason.REVOKED)
 
     def drain(self, seconds: float) -> None:
         """End every hold at a random moment within that many seconds; new polls are to be answered at once."""
         self.draining = True
         loop = asyncio.get_running_loop()
         for hold in self:
-            loop.call_later(self._chance() * seconds, hold.end, Reason.DRAIN)
+            loop.call_later(self._chance() * seconds, hold.finish, Reason.DRAIN)
 
     def _make_room(self, of_user: dict[Hold, None]) -> None:
         going_on = [hold for hold in of_user if hold.reason is None]  # the others are about to leave
         if len(going_on) >= self.max_held_per_user:
-            going_on[0].end(Reason.DEGRADED)
+            going_on[0].finish(Reason.DEGRADED)

@@ -47,12 +47,12 @@ class Watched(Generic[S]):
         "_event",
         "_follower",
         "_others",
-        "doubts",
+        "invalidations",
         "known",
-        "settled",
         "snapshot",
         "status_since",
         "task_id",
+        "validated",
         "watchers",
     )
 
@@ -62,8 +62,8 @@ class Watched(Generic[S]):
         self.snapshot: S | None = None
         self.status_since = 0  # the lowest version that we know to have the snapshot's status
         self.known = False
-        self.doubts = 1
-        self.settled = 0
+        self.invalidations = 1
+        self.validated = 0
         self.watchers = 0
         self._event: asyncio.Event | None = None
         # Most tasks have one follower, and a dictionary for each would cost more than all the rest here. Of many, who has
@@ -74,7 +74,7 @@ class Watched(Generic[S]):
     @property
     def stale(self) -> bool:
         """Whether anything was heard of the task since the read began that told what we know."""
-        return self.settled < self.doubts
+        return self.validated < self.invalidations
 
     @property
     def event(self) -> asyncio.Event:

@@ -33,7 +33,7 @@ _WHY: Final = (
 class Guesses:
     """Counts wrong passwords."""
 
-    def __init__(self, settings: config.Limits) -> None:
+    def __init__(self, settings: config.LimitSettings) -> None:
         """Read the rule, such as "10 per hour".
 
         Raises:

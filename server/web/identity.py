@@ -10,7 +10,7 @@ from server.storage.logins import Login, Scope
 from server.storage.sessions import TOKEN_PREFIX
 from server.storage.users import User
 from server.web.cookies import LOGIN
-from server.web.keys import SESSIONS, TRACE, USER
+from server.web.keys import RECORD, SESSIONS, USER
 
 EXPECTED_USER = "Expected-User"
 """The header in which a client names the user it takes itself for: a page outlives a login in another tab."""
@@ -83,7 +83,7 @@ async def _find_login(request: web.Request) -> Login | None:
 def note_user(request: web.Request, user: User | None) -> None:
     """Keep who asks for the rest of this request, and for its log line."""
     request[USER] = user
-    request[TRACE].user_id = None if user is None else user.user_id
+    request[RECORD].user_id = None if user is None else user.user_id
 
 
 def _bearer_secret(request: web.Request) -> str | None:

@@ -31,12 +31,12 @@ from server.protocol.parking import CONNECTION, PARKED
 from server.protocol.whole_reply import WholeReply
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
-from server.telemetry.requests import STATUS_OF_NOBODY, Observer, Trace
+from server.telemetry.requests import CLIENT_CLOSED_REQUEST, RequestLog, RequestRecord
 from server.web.hosts import Hosts
 from server.web.identity import find_user
-from server.web.keys import TRACE, USER, WAITERS
-from server.web.proxy_headers import Clients
-from server.web.rate_limits import Rates
+from server.web.keys import RECORD, USER, WAITERS
+from server.web.proxy_headers import ProxyHeaders
+from server.web.rate_limits import RateLimits
 from server.web.replies import problem_reply, wants_page
 
 _RULES: Final = {
@@ -51,7 +51,9 @@ _STRICT_TRANSPORT: Final = f"max-age={365 * 86_400}"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:=+/@-]{1,128}")
 
 
-def observe(observer: Observer, clients: Clients, *, secure: bool) -> Callable[..., Awaitable[web.StreamResponse]]:
+def observe(
+    request_log: RequestLog, proxy_headers: ProxyHeaders, *, secure: bool
+) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Return the outermost middleware: gives a request its id, its reply, its log line and its place in the metrics.
 
     `secure`: browsers reach this site by https, and are told to do so ever after.
@@ -59,10 +61,10 @@ def observe(observer: Observer, clients: Clients, *, secure: bool) -> Callable[.
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        trace = request[TRACE] = Trace()
-        if clients.is_proxied(request) and _REQUEST_ID.fullmatch(given := request.headers.get(REQUEST_ID, "")):
-            trace.request_id = given
-        status = STATUS_OF_NOBODY
+        record = request[RECORD] = RequestRecord()
+        if proxy_headers.is_proxied(request) and _REQUEST_ID.fullmatch(given := request.headers.get(REQUEST_ID, "")):
+            record.request_id = given
+        status = CLIENT_CLOSED_REQUEST
         response: web.StreamResponse | None = None
         try:
             try:
@@ -70,7 +72,7 @@ def observe(observer: Observer, clients: Clients, *, secure: bool) -> Callable[.
                 await _prepare(request, response, secure=secure)
             except Exception as error:  # noqa: BLE001 - whatever it was, the client is answered
                 status = Problem.status  # unless that answer can be made
-                response = await _reply_to(error, request, observer.metrics)
+                response = await _reply_to(error, request, request_log.metrics)
                 await _prepare(request, response, secure=secure)
             status = response.status
         except asyncio.CancelledError:
@@ -79,8 +81,8 @@ def observe(observer: Observer, clients: Clients, *, secure: bool) -> Callable[.
             raise
         finally:
             if response is not PARKED:
-                seconds = time.perf_counter() - trace.started
-                observer.request_finished(trace, request.method, _route(request), request.path, status, seconds)
+                seconds = time.perf_counter() - record.started
+                request_log.request_finished(record, request.method, _route(request), request.path, status, seconds)
         return response
 
     return middleware
@@ -96,7 +98,7 @@ async def _prepare(request: web.Request, response: web.StreamResponse, *, secure
         response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
     if not isinstance(response, WholeReply):
         shared = _route(request) == _STATIC_ROUTE and response.status < 400
-        complete(response, request[TRACE].request_id, shared=shared)
+        complete(response, request[RECORD].request_id, shared=shared)
         # Not for a developer's own machine: it would hold for everything else there, whatever its port. Polls go without:
         # the page that sends them has been told.
         if secure and not request.host.partition(":")[0].endswith("localhost"):
@@ -117,13 +119,13 @@ async def _reply_to(error: Exception, request: web.Request, metrics: Metrics) ->
             response.headers["Allow"] = ", ".join(sorted(error.allowed_methods))
         return response
     if isinstance(error, DatabaseUnavailable | PicturesUnavailable):
-        logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
+        logs.log.warning(logs.REQUEST_CRASHED, request_id=request[RECORD].request_id, error=str(error))
         wait = random.uniform(1, 4)  # spread out, or everybody comes back at once
         return await _refuse(request, Unavailable(error.told, retry_after=wait))
     if isinstance(error, BoardStopped):
         return await _refuse(request, Unavailable("A part of this process is being restarted.", retry_after=1))
     metrics.crashes.inc()
-    logs.log.error(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, path=request.path, exc_info=error)
+    logs.log.error(logs.REQUEST_CRASHED, request_id=request[RECORD].request_id, path=request.path, exc_info=error)
     return await _refuse(request, Problem())
 
 
@@ -152,7 +154,7 @@ def _route(request: web.Request) -> str:
     return resource.canonical if resource is not None else "unknown"
 
 
-def guard(hosts: Hosts, clients: Clients, rates: Rates) -> Callable[..., Awaitable[web.StreamResponse]]:
+def guard(hosts: Hosts, proxy_headers: ProxyHeaders, rates: RateLimits) -> Callable[..., Awaitable[web.StreamResponse]]:
     """Return the middleware that refuses what is meant for other sites or comes from their pages, and those who ask too often.
 
     It isn't a coroutine of its own: a held poll would keep one more frame for it.
@@ -161,13 +163,13 @@ def guard(hosts: Hosts, clients: Clients, rates: Rates) -> Callable[..., Awaitab
     @web.middleware
     def middleware(request: web.Request, handler: Handler) -> Awaitable[web.StreamResponse]:
         hosts.check(request)
-        if not clients.is_same_origin(request):
-            raise CrossOrigin(clients.explain_refusal(request))
+        if not proxy_headers.is_same_origin(request):
+            raise CrossOrigin(proxy_headers.explain_refusal(request))
         rule = _RULES.get(_route(request)) if request.method == "POST" else None
         return handler(request) if rule is None else limited(rule, request, handler)
 
     async def limited(rule: str, request: web.Request, handler: Handler) -> web.StreamResponse:
-        await rates.check(rule, clients.network(request))
+        await rates.check(rule, proxy_headers.network(request))
         return await handler(request)
 
     return middleware

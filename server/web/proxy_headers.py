@@ -16,7 +16,7 @@ _UNIX = "unix"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class Clients:
+class ProxyHeaders:
     """Reads what proxies say about a client, and believes only those that were named as trusted."""
 
     def __init__(self, trusted_proxies: Sequence[str], public_url: str) -> None:

@@ -12,10 +12,10 @@ from server import config
 from server.errors import TooManyRequests
 
 
-class Rates:
+class RateLimits:
     """Counts in memory, so for this process; `limits` does the counting, but for polls."""
 
-    def __init__(self, settings: config.Limits) -> None:
+    def __init__(self, settings: config.LimitSettings) -> None:
         """Read the rules, such as "10 per minute".
 
         Raises:

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from server.errors import NotSignedIn, Problem
 from server.protocol.replies import JSON, compose_problem, headers_of, to_json
-from server.web.keys import COOKIE_SESSIONS, STATIC_VERSION, TRACE, USER
+from server.web.keys import COOKIE_SESSIONS, RECORD, STATIC_VERSION, USER
 
 MAX_TARGET: Final = 2048
 """Where to go after a login, percent-encoded: a longer `Location` doesn't pass every proxy."""
@@ -32,7 +32,7 @@ async def problem_reply(request: web.Request, problem: Problem) -> web.Response:
         context = {"status": problem.status, "title": problem.title, "detail": problem.detail}
         response = await page(request, "error.html", context, status=problem.status)
     else:
-        status, head, body = compose_problem(problem, request[TRACE].request_id)
+        status, head, body = compose_problem(problem, request[RECORD].request_id)
         return web.Response(body=body, status=status, headers=headers_of(head))
     say_when_to_retry(response, problem)
     return response
@@ -55,7 +55,7 @@ async def page(
     """Reply with a page. What every page shows is added here and not by a context processor, which would cost each poll."""
     common = {
         "static_version": request.app[STATIC_VERSION],
-        "request_id": request[TRACE].request_id,
+        "request_id": request[RECORD].request_id,
         "user": request.get(USER),
     }
     response = await aiohttp_jinja2.render_template_async(template, request, common | dict(context), status=status)

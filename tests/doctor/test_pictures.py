@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.storage.cleaning import join_folder
 from server.storage.database import Database
 from server.storage.images import FileImages
+from server.storage.retention import join_folder
 from tests.doctor.conftest import Examine
 
 OTHER = "00000000-0000-0000-0000-000000000000"

@@ -120,7 +120,7 @@ class Relay:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.port)
-        ways = [self._pass_on(reader, up_writer), self._pass_on(up_reader, writer)]
+        ways = [self._enqueue_for_publishing(reader, up_writer), self._enqueue_for_publishing(up_reader, writer)]
         tasks = [asyncio.create_task(way) for way in ways]
         await asyncio.wait(tasks, timeout=self.cut_after, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -128,7 +128,7 @@ class Relay:
         up_writer.close()
         writer.close()
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _enqueue_for_publishing(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
             self.polls += data.startswith(b"GET /api/generate/status")
             if self.swallow is None or not data.startswith(self.swallow):

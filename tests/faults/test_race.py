@@ -135,12 +135,12 @@ class Race:
         """Return how many were told too late, or by the clock alone."""
         loop = asyncio.get_running_loop()
         began, board = loop.time(), asyncio.create_task(self.board.run())
-        self.board.restored()
+        self.board.on_listener_restored()
         leaving = asyncio.create_task(self._follow("a"))
         parks = self.chance.choice((False, True))
         following = (self._follow("a", parks=parks), self._follow("b", parks=parks), self._follow_both())
         told = [asyncio.create_task(each) for each in following]
-        other = [self.storage.commit_all(), self.storage.deliver_all(self.board.notice), self._end(leaving)]
+        other = [self.storage.commit_all(), self.storage.deliver_all(self.board.on_notification), self._end(leaving)]
         await asyncio.gather(*other)
         for each in told:
             self.late += (await each) - began > AT_ONCE_SECONDS
@@ -215,7 +215,7 @@ class RegistersLate(Polling[State]):
             return Answer(snapshot, Reason.IMMEDIATE, changed=True), 0.0
         await asyncio.sleep(0)
         with self.board.watch(question.task_id) as watched:
-            watched.snapshot, watched.known, watched.settled = snapshot, True, watched.doubts
+            watched.snapshot, watched.known, watched.validated = snapshot, True, watched.invalidations
             with self.waiters.hold(question.user_id, None, question.seconds) as hold:
                 while watched.snapshot is snapshot:
                     await watched.event.wait()
@@ -239,7 +239,7 @@ class DeafWhileReading(Board[State]):
 
     def doubt(self, task_id: str) -> None:
         if not self.reading:
-            super().doubt(task_id)
+            super().invalidate(task_id)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from collections import defaultdict
 
 from aiohttp import web
 
-from server.commands.serve import tame_collector
+from server.runtime.garbage import tune_gc
 
 HOLD_SECONDS = 30.0
 # As long as a reply of ours.
@@ -36,7 +36,7 @@ class Bare:
         self._versions: defaultdict[str, int] = defaultdict(lambda: 1)
         self._events: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._tame = tame
-        self._slots: dict[int, set[asyncio.Future[None]]] = {}
+        self._connection_slots: dict[int, set[asyncio.Future[None]]] = {}
         self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
 
     async def poll(self, request: web.Request) -> web.Response:
@@ -75,13 +75,13 @@ class Bare:
             waiting.discard(future)
 
     def _slot(self, second: int) -> set[asyncio.Future[None]]:
-        if second not in self._slots:
-            self._slots[second] = set()
+        if second not in self._connection_slots:
+            self._connection_slots[second] = set()
             asyncio.get_running_loop().call_at(second, self._expire, second)
-        return self._slots[second]
+        return self._connection_slots[second]
 
     def _expire(self, second: int) -> None:
-        for future in self._slots.pop(second):
+        for future in self._connection_slots.pop(second):
             if not future.done():
                 future.set_result(None)
 
@@ -94,7 +94,7 @@ async def serve(port: int, *, tame: bool) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
     if tame:
-        tame_collector()
+        tune_gc()
     await asyncio.Event().wait()
 
 

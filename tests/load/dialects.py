@@ -7,8 +7,8 @@ import time
 from typing import Self
 
 from server.commands.loadtest.control import Control
-from server.commands.loadtest.stages import Commit, Task
 from server.commands.loadtest.targets import Answer, Reason
+from server.commands.loadtest.workloads import Commit, Task
 from tests.load.bare import BODY
 
 _VERSION = re.compile(rb'"version":(\d+)')

@@ -15,7 +15,7 @@ from typing import cast
 
 from server.protocol import heads
 from server.runtime import event_loop
-from server.telemetry.loop_lag import tame_collector
+from server.runtime.garbage import tune_gc
 from tests.load.bare import BODY
 
 _POLL = re.compile(rb"GET /poll\?task=([^&]+)&version=([0-9]+) ")
@@ -77,7 +77,7 @@ class Client(asyncio.Protocol):
 async def serve(port: int) -> None:
     least = Least()
     await asyncio.get_running_loop().create_server(lambda: Client(least), "127.0.0.1", port, backlog=4096)
-    tame_collector()
+    tune_gc()
     await asyncio.Event().wait()
 
 

@@ -31,8 +31,8 @@ from server.commands.loadtest.figures import KINDS, Figures
 from server.commands.loadtest.measures import Gauge
 from server.commands.loadtest.options import Options
 from server.commands.loadtest.report import LiveDisplay
-from server.commands.loadtest.stages import Stage
 from server.commands.loadtest.targets import LongPollServer, Target
+from server.commands.loadtest.workloads import Workload
 from tests.load.dialects import BareServer, Nchan, PublishedTasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,7 +67,7 @@ class Peer(NamedTuple):
     """A server that runs: how to speak to it, its tasks, its process."""
 
     target: Target
-    stage: Stage
+    stage: Workload
     process_id: int
 
 

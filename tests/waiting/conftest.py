@@ -199,7 +199,7 @@ class Scene:
     def run(self) -> None:
         """Begin, with a listener that is proven healthy."""
         self.running = asyncio.create_task(self.board.run())
-        self.board.restored()
+        self.board.on_listener_restored()
 
     async def stop(self) -> None:
         if self.running is not None:
@@ -225,12 +225,12 @@ class Scene:
     def change(self, task_id: str = "t", version: int = 2, **columns: str) -> None:
         """Commit a state and deliver its notification."""
         self.storage.put(task_id, version, **columns)
-        self.board.notice(f"{task_id}:{version}")
+        self.board.on_notification(f"{task_id}:{version}")
 
     def delete(self, task_id: str = "t") -> None:
         """Delete a task and deliver the notification."""
         del self.storage.rows[task_id]
-        self.board.notice(f"{task_id}:-")
+        self.board.on_notification(f"{task_id}:-")
 
     def metric(self, name: str) -> float:
         return self.metrics.registry.get_sample_value(name) or 0.0

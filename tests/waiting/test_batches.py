@@ -151,7 +151,7 @@ async def test_a_version_that_went_back_is_a_reset_at_once(scene: Scene, ask: As
     poll = ask({"t": 2}, gather=2.0)
     await settle()
     scene.storage.put("t", 1, status="processing")
-    scene.board.doubt("t")
+    scene.board.invalidate("t")
     answer = await poll
     assert (answer.reason, versions(answer)) == (Reason.RESET, {"t": 1})
     assert answer.held_seconds == pytest.approx(SHORTEST)

@@ -52,7 +52,7 @@ async def test_tasks_noticed_in_one_turn_share_reads_of_the_batch_size() -> None
         scene.storage.reads.clear()
         for number in range(1000):
             scene.storage.put(f"t{number}", 2)
-        scene.board.notice(",".join(f"t{number}:2" for number in range(1000)))
+        scene.board.on_notification(",".join(f"t{number}:2" for number in range(1000)))
         await asyncio.gather(*polls)
         assert [len(read) for read in reads(scene)] == [300, 300, 300, 100]
 
@@ -112,7 +112,7 @@ async def test_a_poll_during_the_read_of_a_change_is_not_answered_with_what_was_
 @pytest.mark.parametrize("payload", ["t:1", "t:0", "u:7", "u:-", "unwatched:1,t:1"])
 async def test_a_notification_of_nothing_new_costs_no_read(scene: Scene, payload: str) -> None:
     poll = await scene.hold(version=1)
-    scene.board.notice(payload)
+    scene.board.on_notification(payload)
     await settle()
     assert len(reads(scene)) == 1
     assert not poll.done()
@@ -138,10 +138,10 @@ async def test_a_notification_of_nothing_new_costs_no_read(scene: Scene, payload
 )
 async def test_malformed_payloads_are_counted_and_harm_nobody(scene: Scene, payload: str, malformed: int) -> None:
     poll = await scene.hold(version=1)
-    scene.board.notice(payload)
+    scene.board.on_notification(payload)
     assert scene.metric("longpoll_malformed_notifications_total") == malformed
     scene.storage.put(version=2)
-    scene.board.notice(f"{payload},t:2")
+    scene.board.on_notification(f"{payload},t:2")
     assert (await poll).reason is Reason.CHANGE
 
 
@@ -199,9 +199,9 @@ async def test_a_change_nobody_waits_for_is_read_when_somebody_asks(scene: Scene
 
 async def test_a_task_in_doubt_is_read_again(scene: Scene) -> None:
     poll = await scene.hold(version=1)
-    scene.board.doubt("unwatched")
+    scene.board.invalidate("unwatched")
     scene.storage.put(version=2)
-    scene.board.doubt("t")
+    scene.board.invalidate("t")
     assert (await poll).reason is Reason.CHANGE
     assert scene.repairs == 0
 
@@ -211,7 +211,7 @@ async def test_a_task_in_doubt_is_read_again(scene: Scene) -> None:
 
 async def test_without_a_listener_nothing_is_fresh(scene: Scene) -> None:
     await scene.ask(version=0)
-    scene.board.lost()
+    scene.board.on_listener_lost()
     scene.storage.put(version=2)
     answer = await scene.ask(version=1)
     assert answer.snapshot == scene.storage.rows["t"]
@@ -223,7 +223,7 @@ async def test_without_a_listener_what_is_waited_for_is_read_every_second(scene:
     scene.storage.put("u")
     await scene.ask("u", 0)  # known, but nobody waits for it
     poll = await scene.hold(version=1)
-    scene.board.lost()
+    scene.board.on_listener_lost()
     scene.storage.reads.clear()
     await asyncio.sleep(3.5)
     assert reads(scene) == [["t"]] * 3
@@ -236,12 +236,12 @@ async def test_without_a_listener_what_is_waited_for_is_read_every_second(scene:
 async def test_when_the_listener_is_back_everything_watched_is_read_at_once(scene: Scene) -> None:
     scene.storage.put("u")
     polls = [await scene.hold("t", 1), await scene.hold("u", 1)]
-    scene.board.lost()
+    scene.board.on_listener_lost()
     await settle()
     scene.storage.put("t", 2)
     scene.storage.put("u", 2)
     begun = asyncio.get_running_loop().time()
-    scene.board.restored()
+    scene.board.on_listener_restored()
     await asyncio.gather(*polls)
     assert asyncio.get_running_loop().time() == begun
     assert scene.repairs == 2
@@ -250,9 +250,9 @@ async def test_when_the_listener_is_back_everything_watched_is_read_at_once(scen
 
 async def test_what_lingered_while_the_listener_was_away_is_stale(scene: Scene) -> None:
     await scene.ask(version=0)
-    scene.board.lost()
+    scene.board.on_listener_lost()
     scene.storage.put(version=2)
-    scene.board.restored()
+    scene.board.on_listener_restored()
     answer = await scene.ask(version=1)
     assert answer.snapshot == scene.storage.rows["t"]
 
@@ -260,10 +260,10 @@ async def test_what_lingered_while_the_listener_was_away_is_stale(scene: Scene) 
 async def test_a_read_that_began_before_the_listener_came_back_proves_nothing(scene: Scene) -> None:
     poll = await scene.hold(version=1)
     scene.storage.paused = True
-    scene.board.lost()
+    scene.board.on_listener_lost()
     await asyncio.sleep(1.5)
     scene.storage.put(version=2)
-    scene.board.restored()
+    scene.board.on_listener_restored()
     for _ in range(2):
         await settle()
         scene.storage.pending[0].finish()
@@ -293,7 +293,7 @@ async def test_the_sweep_finds_a_deletion(scene: Scene) -> None:
 async def test_a_notification_that_is_only_late_is_no_repair(scene: Scene) -> None:
     poll = await scene.hold(version=1)
     scene.storage.put(version=2)
-    scene.storage.on_barrier = lambda: scene.board.notice("t:2")
+    scene.storage.on_barrier = lambda: scene.board.on_notification("t:2")
     await asyncio.sleep(SWEEP_SECONDS + 0.1)
     assert (await poll).reason is Reason.CHANGE
     assert scene.repairs == 0
@@ -304,7 +304,7 @@ async def test_a_late_notification_whose_read_is_slow_is_no_repair(scene: Scene)
     poll = await scene.hold(version=1)
     scene.storage.put(version=2)
     scene.storage.paused = True
-    scene.storage.on_barrier = lambda: scene.board.notice("t:2")
+    scene.storage.on_barrier = lambda: scene.board.on_notification("t:2")
     await asyncio.sleep(SWEEP_SECONDS + 0.1)
     scene.storage.put(version=3)
     await asyncio.sleep(0)
@@ -312,7 +312,7 @@ async def test_a_late_notification_whose_read_is_slow_is_no_repair(scene: Scene)
         scene.storage.pending[0].finish()
         await settle()
     await poll
-    scene.board.notice("t:3")
+    scene.board.on_notification("t:3")
     await settle()
     assert scene.repairs == 0
     assert [read.found[0].version for read in scene.storage.reads] == [1, 2]

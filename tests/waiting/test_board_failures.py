@@ -169,9 +169,9 @@ async def test_somebody_who_cannot_be_told_keeps_nobody_else_waiting(scene: Scen
 async def test_a_restored_database_tells_of_lower_versions(scene: Scene) -> None:
     scene.storage.put(version=9)
     poll = await scene.hold(version=9)
-    scene.board.lost()
+    scene.board.on_listener_lost()
     scene.storage.put(version=3)
-    scene.board.restored()
+    scene.board.on_listener_restored()
     answer = await poll
     assert answer.snapshot == scene.storage.rows["t"]
     assert answer.reason is Reason.RESET

@@ -6,7 +6,7 @@ import asyncio
 import random
 from typing import Any
 
-from server.waiting.timer_wheel import GRAIN_SECONDS, Deadlines
+from server.waiting.timer_wheel import GRAIN_SECONDS, TimerWheel
 
 
 class Waiter:
@@ -33,7 +33,7 @@ def timers() -> int:
 
 
 async def test_a_deadline_is_never_late_and_at_most_one_grain_early() -> None:
-    chance, deadlines = random.Random(1), Deadlines()
+    chance, deadlines = random.Random(1), TimerWheel()
     due: dict[Waiter, float] = {}
     for _ in range(2000):
         waiter = Waiter()
@@ -49,7 +49,7 @@ async def test_a_deadline_is_never_late_and_at_most_one_grain_early() -> None:
 
 
 async def test_there_is_one_timer_however_many_wait() -> None:
-    deadlines = Deadlines()
+    deadlines = TimerWheel()
     for number in range(1000):
         deadlines.add(Waiter(), 30 - number * 0.02)  # each earlier than the one before
     assert timers() == 1
@@ -61,7 +61,7 @@ async def test_there_is_one_timer_however_many_wait() -> None:
 
 
 async def test_all_waiters_of_one_slot_expire_in_one_turn() -> None:
-    deadlines, waiters = Deadlines(), [Waiter() for _ in range(500)]
+    deadlines, waiters = TimerWheel(), [Waiter() for _ in range(500)]
     for waiter in waiters:
         deadlines.add(waiter, 5.05)
     assert len({waiter.slot for waiter in waiters}) == 1
@@ -70,7 +70,7 @@ async def test_all_waiters_of_one_slot_expire_in_one_turn() -> None:
 
 
 async def test_who_is_removed_is_not_told() -> None:
-    deadlines, leaving, staying = Deadlines(), Waiter(), Waiter()
+    deadlines, leaving, staying = TimerWheel(), Waiter(), Waiter()
     deadlines.add(leaving, 5)
     deadlines.add(staying, 5)
     deadlines.remove([leaving])
@@ -81,7 +81,7 @@ async def test_who_is_removed_is_not_told() -> None:
 
 
 async def test_removing_after_the_deadline_or_twice_changes_nothing() -> None:
-    deadlines, waiter = Deadlines(), Waiter()
+    deadlines, waiter = TimerWheel(), Waiter()
     deadlines.add(waiter, 1)
     await asyncio.sleep(2)
     deadlines.remove([waiter, waiter])
@@ -90,7 +90,7 @@ async def test_removing_after_the_deadline_or_twice_changes_nothing() -> None:
 
 
 async def test_the_slots_of_those_who_left_are_forgotten() -> None:
-    deadlines = Deadlines()
+    deadlines = TimerWheel()
     for number in range(300):
         waiter = Waiter()
         deadlines.add(waiter, 1 + number)
@@ -101,7 +101,7 @@ async def test_the_slots_of_those_who_left_are_forgotten() -> None:
 
 
 async def test_an_earlier_deadline_moves_the_timer_forward() -> None:
-    deadlines, late, early = Deadlines(), Waiter(), Waiter()
+    deadlines, late, early = TimerWheel(), Waiter(), Waiter()
     begun = now()
     deadlines.add(late, 20)
     deadlines.add(early, 3)
@@ -111,7 +111,7 @@ async def test_an_earlier_deadline_moves_the_timer_forward() -> None:
 
 
 async def test_a_waiter_that_is_added_while_another_expires_has_its_own_time() -> None:
-    deadlines, second = Deadlines(), Waiter()
+    deadlines, second = TimerWheel(), Waiter()
     begun = now()
     deadlines.add(Waiter(then=lambda: deadlines.add(second, 2)), 1)
     await asyncio.sleep(5)
@@ -120,7 +120,7 @@ async def test_a_waiter_that_is_added_while_another_expires_has_its_own_time() -
 
 
 async def test_a_time_that_is_over_already_ends_in_the_next_turn() -> None:
-    deadlines, waiter = Deadlines(), Waiter()
+    deadlines, waiter = TimerWheel(), Waiter()
     deadlines.add(waiter, 0)
     begun = now()
     await asyncio.sleep(GRAIN_SECONDS)
@@ -130,7 +130,7 @@ async def test_a_time_that_is_over_already_ends_in_the_next_turn() -> None:
 
 async def test_a_timer_that_rings_a_little_early_does_not_ring_twice() -> None:
     """A loop calls its timers as early as its clock is coarse: 1 ns here, 16 ms on Windows."""
-    deadlines, waiter = Deadlines(), Waiter()
+    deadlines, waiter = TimerWheel(), Waiter()
     loop: Any = asyncio.get_running_loop()
     loop._clock_resolution = 0.016
     deadlines.add(waiter, 5)
@@ -141,7 +141,7 @@ async def test_a_timer_that_rings_a_little_early_does_not_ring_twice() -> None:
 
 async def test_one_waiter_that_fails_keeps_no_other_from_its_end() -> None:
     """Those of the same slot, and those of later ones."""
-    deadlines, told = Deadlines(), []
+    deadlines, told = TimerWheel(), []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context["exception"]))
 
     def fail() -> None:

@@ -52,7 +52,7 @@ async def audience() -> AsyncIterator[Audience]:
         scene.storage.put()
         await scene.ask(version=0)
         yield Audience(scene)
-        assert not scene.polling._parked._called
+        assert not scene.polling._parked._woken
         assert len(scene.waiters) == 0
         assert scene.board._tasks["t"].watchers == 0
 
@@ -149,17 +149,17 @@ async def test_who_leaves_after_being_called_up_is_told_nothing(audience: Audien
     learn(audience, 2)
     leaving.abandon()
     leaving.abandon()
-    leaving.end(Reason.DRAIN)
+    leaving.finish(Reason.DRAIN)
     await audience.listen()
     assert list(audience.told) == ["staying"]
 
 
 async def test_the_first_reason_to_end_a_poll_stands(audience: Audience) -> None:
     poll = audience.park("somebody")
-    poll.end(Reason.DEGRADED)
-    poll.end(Reason.DRAIN)
+    poll.finish(Reason.DEGRADED)
+    poll.finish(Reason.DRAIN)
     await audience.listen()
-    poll.end(Reason.DRAIN)
+    poll.finish(Reason.DRAIN)
     await audience.listen()
     assert audience.told["somebody"].reason is Reason.DEGRADED
 

@@ -138,7 +138,7 @@ async def test_a_version_ahead_of_ours_is_looked_up_before_it_is_called_a_reset(
     await scene.ask(version=0)
     scene.storage.put(version=2)
     poll = await scene.hold(version=2)
-    scene.board.notice("t:2")
+    scene.board.on_notification("t:2")
     await settle()
     assert not poll.done()
     scene.change(version=3)
@@ -148,9 +148,9 @@ async def test_a_version_ahead_of_ours_is_looked_up_before_it_is_called_a_reset(
 async def test_a_restored_database_says_so_to_who_waited(scene: Scene) -> None:
     scene.storage.put(version=7)
     polls = [await scene.hold(version=7, until=until) for until in Until]
-    scene.board.lost()
+    scene.board.on_listener_lost()
     scene.storage.put(version=2)
-    scene.board.restored()
+    scene.board.on_listener_restored()
     await settle()  # and not only when the hold ends
     for poll in polls:
         answer = await poll
@@ -162,9 +162,9 @@ async def test_an_end_under_a_number_that_a_crash_took_back_is_told_at_once(scen
     """The client has seen a version 7 that was lost; the version 7 that there is now is another one."""
     scene.storage.put(version=7, status="processing")
     polls = [await scene.hold(version=7, until=until) for until in Until]
-    scene.board.lost()
+    scene.board.on_listener_lost()
     scene.storage.put(version=7, status="completed")
-    scene.board.restored()
+    scene.board.on_listener_restored()
     await settle()
     for poll in polls:
         assert poll.done()

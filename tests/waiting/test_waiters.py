@@ -60,8 +60,8 @@ async def test_a_hold_ends_when_its_time_is_over(waiters: Waiters) -> None:
 async def test_a_hold_can_be_ended_from_outside_for_a_reason(waiters: Waiters) -> None:
     poll = Poll(waiters)
     await settle()
-    poll.hold.end(Reason.DEGRADED)
-    poll.hold.end(Reason.DRAIN)  # the first reason stands
+    poll.hold.finish(Reason.DEGRADED)
+    poll.hold.finish(Reason.DRAIN)  # the first reason stands
     assert await poll.task is Reason.DEGRADED
     assert poll.cancelling == 0
 
@@ -76,11 +76,11 @@ async def test_a_hold_that_is_not_ended_has_no_reason(waiters: Waiters) -> None:
 
 async def test_ending_a_hold_that_is_over_or_has_not_begun_does_nothing(waiters: Waiters) -> None:
     poll = Poll(waiters)
-    poll.hold.end(Reason.DRAIN)
+    poll.hold.finish(Reason.DRAIN)
     await settle()
     poll.event.set()
     assert await poll.task is None
-    poll.hold.end(Reason.DRAIN)
+    poll.hold.finish(Reason.DRAIN)
     assert poll.hold.reason is None
 
 
@@ -132,7 +132,7 @@ async def test_an_error_inside_a_hold_that_was_ended_comes_out(waiters: Waiters)
         assert task is not None
         try:
             with waiters.hold("alice", None, 30) as hold:
-                hold.end(Reason.DRAIN)
+                hold.finish(Reason.DRAIN)
                 raise ValueError("a bug")
         finally:
             assert task.cancelling() == 0

@@ -128,7 +128,7 @@ class World:
 
     def deliver(self) -> None:
         if self.under_way:
-            self.board.notice(self.under_way.popleft())
+            self.board.on_notification(self.under_way.popleft())
 
     def deliver_all(self) -> None:
         while self.under_way:
@@ -151,7 +151,7 @@ class World:
         self.excuses_for_repairs += 1
         if self.healthy:
             self.healthy = self.storage.barrier_holds = False
-            self.board.lost()
+            self.board.on_listener_lost()
 
     def connect(self) -> None:
         """LISTEN; from now on notifications are under way, though nothing is proven yet."""
@@ -163,7 +163,7 @@ class World:
             self.deliver_all()
             self.healthy = self.storage.barrier_holds = True
             self.silent_at.clear()
-            self.board.restored()
+            self.board.on_listener_restored()
 
     def drain(self) -> None:
         if self.drained_at is None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from server.commands.doctor.deployment import Deployment
 from server.commands.doctor.report import Finding, failed, ok, skipped
-from server.storage.cleaning import identify
 from server.storage.images import ID_FILE, FileImages
+from server.storage.retention import identify
 
 
 async def check_pictures(deployment: Deployment) -> Finding:

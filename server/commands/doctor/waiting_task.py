@@ -11,7 +11,7 @@ from typing import Final
 
 from server.storage.database import Database
 from server.storage.logins import Scope
-from server.storage.tasks import OwnTasks
+from server.storage.tasks import UserTasks
 from server.storage.tokens import Tokens
 from server.storage.users import User
 
@@ -36,5 +36,5 @@ async def waiting_task(database: Database) -> AsyncIterator[tuple[str, str]]:
         await database.fetch("create_waiting_task", _Id, user=user.user_id, user_id=user.user_id, task_id=task_id)
         yield task_id, secret
     finally:
-        await OwnTasks(database).delete(user.user_id, task_id)
+        await UserTasks(database).delete(user.user_id, task_id)
         await tokens.revoke(user, token.id)

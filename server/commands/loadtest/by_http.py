@@ -11,7 +11,7 @@ import time
 from typing import Final, Self
 
 from server.commands.loadtest.control import Control, Reply
-from server.commands.loadtest.stages import Commit, Task
+from server.commands.loadtest.workloads import Commit, Task
 from server.errors import LoadTestError
 
 _NO_LIMITS: Final = "start the server with LONGPOLL_LIMITS__ENABLED=false"

@@ -13,7 +13,7 @@ import psycopg2
 import psycopg2.extensions
 
 from server import resources
-from server.commands.loadtest.stages import Commit, Task
+from server.commands.loadtest.workloads import Commit, Task
 from server.errors import LoadTestError
 from server.storage.connecting import options, parse
 from server.storage.database import read_queries

@@ -17,9 +17,9 @@ from server.commands.loadtest.measures import Gauge
 from server.commands.loadtest.messages import Part, Plan
 from server.commands.loadtest.options import Options
 from server.commands.loadtest.processes import Generators
-from server.commands.loadtest.run import Display, Means, Run
-from server.commands.loadtest.stages import Stage, Task
+from server.commands.loadtest.run import Display, Run, RunContext
 from server.commands.loadtest.targets import LongPollServer, Target
+from server.commands.loadtest.workloads import Task, Workload
 from server.errors import LoadTestError
 
 
@@ -62,7 +62,7 @@ def measure(options: Options, display: Display) -> Figures:
 def carry_out(
     options: Options,
     target: Target,
-    stage: Stage,
+    stage: Workload,
     server: Gauge,
     statistics: Callable[[], Mapping[str, float]],
     display: Display,
@@ -73,7 +73,7 @@ def carry_out(
         LoadTestError: it can't be done.
     """
     with stage, Generators(_plan(options, target, stage.tasks)) as generators:
-        return patterns.carry_out(Run(options, Means(stage, generators, server, statistics, display)))
+        return patterns.carry_out(Run(options, RunContext(stage, generators, server, statistics, display)))
 
 
 def _plan(options: Options, target: Target, tasks: Sequence[Task]) -> list[Plan]:
@@ -89,7 +89,7 @@ def _task_of(tasks: Sequence[Task], number: int) -> tuple[str, int, str]:
     return task.task_id, task.version, task.secret
 
 
-def _stage(options: Options, control: Control) -> Stage:
+def _stage(options: Options, control: Control) -> Workload:
     if options.dsn is not None:
         return SqlStage(
             options.dsn,

@@ -19,7 +19,7 @@ from selectors import EVENT_READ, DefaultSelector, SelectorKey
 from typing import Final
 
 from server.commands.loadtest.connections import Client
-from server.commands.loadtest.messages import FINAL, Counts, Harvest, Order, Plan
+from server.commands.loadtest.messages import FINAL, Batch, Counts, Order, Plan
 from server.commands.loadtest.targets import Answer
 from server.runtime.file_limit import raise_limit
 
@@ -167,13 +167,13 @@ class Generator:
                     client.ask()
         self._tell_at = 0.0
 
-    def _harvest(self) -> Harvest:
+    def _harvest(self) -> Batch:
         kept, self._kept = self._kept, _Kept()
         pending = array("d")
         for each in self._clients:
             if each.waiting:
                 pending.extend((each.index, each.asked_version, each.sent))
-        return Harvest(kept.records, pending, kept.failures, kept.connected_at, self._longest_stop)
+        return Batch(kept.records, pending, kept.failures, kept.connected_at, self._longest_stop)
 
     # What is due by itself --------------------------------------------------------------------------------------------
 
@@ -216,7 +216,7 @@ class Generator:
             self._told = counts
         self._tell_at = now + _TELL_EVERY_SECONDS
 
-    def _say(self, message: Counts | Harvest) -> None:
+    def _say(self, message: Counts | Batch) -> None:
         try:
             self._link.send(message)
         except OSError:

@@ -74,7 +74,7 @@ class Pending(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Harvest:
+class Batch:
     """Everything that happened in one process since the last harvest.
 
     `longest_stop`: for so many seconds, since the start, it didn't look at its connections. A reply that came meanwhile

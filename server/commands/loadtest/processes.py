@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Final, Self
 
-from server.commands.loadtest.messages import Counts, Harvest, Order, Pending, Plan, Record
+from server.commands.loadtest.messages import Batch, Counts, Order, Pending, Plan, Record
 from server.errors import LoadTestError
 from server.runtime import signals
 
@@ -155,11 +155,11 @@ class Generators:
         for link in self._links:
             _send(link, (order, None))
 
-    def _await_harvest(self, link: Connection) -> Harvest:
+    def _await_harvest(self, link: Connection) -> Batch:
         end = time.monotonic() + _HARVEST_SECONDS
         while link.poll(max(end - time.monotonic(), 0)):
             message = _receive(link)
-            if isinstance(message, Harvest):
+            if isinstance(message, Batch):
                 return message
             self._take(link, message)
         raise LoadTestError("a generator process doesn't answer")

@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
+from server.commands.loadtest.analysis import Judge, Judgement
 from server.commands.loadtest.figures import Figures, percentile
-from server.commands.loadtest.judging import Judge, Judgement
 from server.commands.loadtest.measures import Gauge
 from server.commands.loadtest.messages import Counts, Record
 from server.commands.loadtest.options import Options
 from server.commands.loadtest.processes import Generators
-from server.commands.loadtest.stages import Commit, Stage
 from server.commands.loadtest.targets import Reason
+from server.commands.loadtest.workloads import Commit, Workload
 from server.errors import LoadTestError
 
 # A poll may be answered so much later than asked for before we call it silent.
@@ -69,10 +69,10 @@ class Burst(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class RunContext:
     """What a run is made with. `statistics` returns the server's own figures, or none."""
 
-    stage: Stage
+    stage: Workload
     generators: Generators
     server: Gauge
     statistics: Callable[[], Mapping[str, float]]
@@ -82,7 +82,7 @@ class Means:
 class Run:
     """A run in progress; patterns drive it and read what it gathers."""
 
-    def __init__(self, options: Options, means: Means) -> None:
+    def __init__(self, options: Options, means: RunContext) -> None:
         """Begin; nothing is connected yet."""
         self.options = options
         self.stage = means.stage

@@ -17,7 +17,7 @@ from server.telemetry import logs
 from server.web.cookies import EMAIL, MARK, USER_ID
 from server.web.handlers import parameters
 from server.web.identity import note_user
-from server.web.keys import CLIENTS, COOKIE_SESSIONS, GUESSES, TRACE, USERS
+from server.web.keys import COOKIE_SESSIONS, GUESSES, PROXY_HEADERS, RECORD, USERS
 from server.web.replies import MAX_TARGET, json_reply, page, say_when_to_retry, wants_page
 
 MAX_EMAIL: Final = 254
@@ -52,7 +52,7 @@ async def _enter(request: web.Request, template: str, *, registering: bool) -> w
         user = await _authenticate(request, email, fields.get("password", ""), registering=registering)
     except Problem as problem:
         if not registering:
-            logs.log.warning(logs.LOGIN_REFUSED, request_id=request[TRACE].request_id, code=problem.code)
+            logs.log.warning(logs.LOGIN_REFUSED, request_id=request[RECORD].request_id, code=problem.code)
         if not wants_page(request):
             raise
         context = {"error": problem.detail or problem.title, "email": email, "next": target}
@@ -79,7 +79,7 @@ async def _authenticate(request: web.Request, email: str, password: str, *, regi
         raise BadRequest("email must be an address of visible characters: it has one that can't be seen.")
     passwords.refuse_weak(password, email)
     user = await request.app[USERS].register(email, password)
-    request.app[GUESSES].remember(user.user_id, request.app[CLIENTS].network(request))
+    request.app[GUESSES].remember(user.user_id, request.app[PROXY_HEADERS].network(request))
     return user
 
 
@@ -90,7 +90,7 @@ async def check_password(request: web.Request, email: str, password: str) -> Use
         WrongCredentials: there is no such one.
         TooManyRequests: too many wrong ones have been tried for this account, from where its owner has never been.
     """
-    users, guesses, network = request.app[USERS], request.app[GUESSES], request.app[CLIENTS].network(request)
+    users, guesses, network = request.app[USERS], request.app[GUESSES], request.app[PROXY_HEADERS].network(request)
     account = await users.find(email)
     who = account.user_id if account is not None else email.lower()
     marked = account is not None and account.mark in request.app[COOKIE_SESSIONS].marks(request)

@@ -33,7 +33,7 @@ from server.generation.worker import reference_name
 from server.storage.tasks import NewTask, Task
 from server.storage.users import User
 from server.web.handlers import parameters, texts
-from server.web.keys import IMAGES, TASKS, TRACE
+from server.web.keys import IMAGES, RECORD, TASKS
 from server.web.uploads import UPLOADS
 
 MAX_PROMPT: Final = 4000
@@ -76,7 +76,7 @@ def idempotency_key(request: web.Request) -> str | None:
 
 async def place(request: web.Request, user: User, order: Order, key: str | None) -> Task | str:
     """Make a task of an order and return it; or the id of the one that an earlier request with the same key has made."""
-    task_id = request[TRACE].task_id = secrets.token_urlsafe(16)
+    task_id = request[RECORD].task_id = secrets.token_urlsafe(16)
     new = NewTask(
         task_id=task_id,
         user_id=user.user_id,

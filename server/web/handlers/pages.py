@@ -24,7 +24,7 @@ from server.errors import (
     Unavailable,
 )
 from server.generation.generator import DEFAULT_SIZE, SIZES
-from server.storage.cleaning import retention
+from server.storage.retention import retention
 from server.storage.tasks import Task
 from server.storage.users import User
 from server.telemetry import logs
@@ -32,7 +32,7 @@ from server.web.handlers import orders, parameters
 from server.web.handlers.login import safe_target
 from server.web.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
 from server.web.identity import EXPECTED_USER, check_expected, find_user, signed_in_user
-from server.web.keys import CLIENTS, CONFIG, COOKIE_SESSIONS, RATES, TASKS, TRACE
+from server.web.keys import CONFIG, COOKIE_SESSIONS, PROXY_HEADERS, RATE_LIMITS, RECORD, TASKS
 from server.web.replies import page, problem_reply, wants_page
 
 _BUDGET_SECONDS: Final = 600
@@ -87,14 +87,14 @@ async def _sender(request: web.Request) -> User | Problem:
         raise NotSignedIn
     parameters.require_media_type(request, "multipart/form-data")
     try:
-        await request.app[RATES].check("create", request.app[CLIENTS].network(request))
+        await request.app[RATE_LIMITS].check("create", request.app[PROXY_HEADERS].network(request))
     except TooManyRequests as problem:
         return problem
     return user or NotSignedIn("Your session has ended; what you typed is still here.")
 
 
 def _unavailable(request: web.Request, error: DatabaseUnavailable | PicturesUnavailable) -> Problem:
-    logs.log.warning(logs.REQUEST_CRASHED, request_id=request[TRACE].request_id, error=str(error))
+    logs.log.warning(logs.REQUEST_CRASHED, request_id=request[RECORD].request_id, error=str(error))
     return Unavailable(error.told, retry_after=random.uniform(1, 4))
 
 
@@ -143,7 +143,7 @@ async def task(request: web.Request) -> web.Response:
     found = await request.app[TASKS].find(user.user_id, task_id)
     if found is None:
         raise TaskNotFound
-    request[TRACE].task_id = task_id
+    request[RECORD].task_id = task_id
     described = {**found.describe(), "prompt": found.prompt}
     return await _page(request, "task.html", task=described)
 

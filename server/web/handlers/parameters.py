@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import BadHttpMessage
 from server.errors import BadRequest, PayloadTooLarge, TaskIdRequired, TaskNotFound, UnsupportedMedia
 from server.protocol.replies import JSON
 from server.waiting.answers import Until
-from server.web.keys import CONFIG, TRACE
+from server.web.keys import CONFIG, RECORD
 
 T = TypeVar("T")
 
@@ -177,7 +177,7 @@ async def read_within(request: web.Request, reading: Coroutine[Any, Any, T]) -> 
         BadRequest: nothing came, or too little, or something that isn't HTTP.
     """
     settings = request.app[CONFIG].server
-    taken = time.perf_counter() - request[TRACE].started
+    taken = time.perf_counter() - request[RECORD].started
     left = settings.body_seconds - taken
     if left <= 0 or _is_too_slow(request, taken):
         reading.close()

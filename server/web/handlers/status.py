@@ -14,18 +14,18 @@ from server.errors import BadRequest, NotSignedIn, TaskIdRequired, TooManyReques
 from server.protocol import repeats
 from server.protocol.heads import REQUEST_ID
 from server.protocol.parking import CONNECTION, PARKED, Repeat
-from server.protocol.replies import PLAIN, Manner, StateReply, changes, describe_poll, missing, outcome
+from server.protocol.replies import DEFAULT_OPTIONS, ReplyOptions, StateReply, changes, describe_poll, missing, outcome
 from server.protocol.whole_reply import poll_reply
 from server.storage.logins import Login
 from server.storage.tasks import Task
 from server.telemetry.requests import CLIENT_GONE
 from server.waiting.answers import Answer, Question, Until
 from server.waiting.batches import BatchQuestion
-from server.waiting.parked_polls import ParkedPoll, Tell
+from server.waiting.parked_polls import OnAnswer, ParkedPoll
 from server.waiting.waiters import Reason
 from server.web.handlers import parameters
 from server.web.identity import signed_in
-from server.web.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATES, SESSIONS, TRACE
+from server.web.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATE_LIMITS, RECORD, SESSIONS
 from server.web.replies import json_reply
 
 MAX_BATCH: Final = 50
@@ -38,10 +38,10 @@ async def status(request: web.Request) -> web.StreamResponse:
     """Hold the request until the task differs from what the client has seen, or its time is over."""
     try:  # with few variables: they are kept for as long as the poll is held
         login = await _poller(request)
-        question, manner = read_question(request, login)
-        request[TRACE].task_id = question.task_id
+        question, options = read_question(request, login)
+        request[RECORD].task_id = question.task_id
         if request.app[PARKING].admits(request):
-            answer, held_seconds = await _answer_or_park(request, login, question, manner), 0.0
+            answer, held_seconds = await _answer_or_park(request, login, question, options), 0.0
         else:
             answer, held_seconds = await request.app[POLLING].answer(question)
     except asyncio.CancelledError:
@@ -49,54 +49,58 @@ async def status(request: web.Request) -> web.StreamResponse:
         raise
     if answer is None:
         return PARKED
-    request[TRACE].held = outcome(answer), held_seconds, changes(answer)
+    request[RECORD].held = outcome(answer), held_seconds, changes(answer)
     if answer.snapshot is None:
         raise missing(answer)
-    reply = StateReply(answer.snapshot, answer, manner)
-    return poll_reply(request, reply, held_seconds, request[TRACE].request_id)
+    reply = StateReply(answer.snapshot, answer, options)
+    return poll_reply(request, reply, held_seconds, request[RECORD].request_id)
 
 
 async def _poller(request: web.Request) -> Login:
     login = await signed_in(request)
-    request.app[RATES].check_poll(login.user.user_id)
+    request.app[RATE_LIMITS].check_poll(login.user.user_id)
     return login
 
 
 def repeats_of(app: web.Application) -> Repeat:
     """Return what a poll that is asked again goes through instead of `status`: the same checks, all from memory."""
-    sessions, rates, polling = app[SESSIONS], app[RATES], app[POLLING]
+    sessions, rates, polling = app[SESSIONS], app[RATE_LIMITS], app[POLLING]
 
-    def repeat(again: repeats.Again, version: int, tell: Tell[Task]) -> ParkedPoll[Task] | None:
-        if sessions.recall(again.login.key) is not again.login:
+    def repeat(again: repeats.RepeatablePoll, version: int, on_answer: OnAnswer[Task]) -> ParkedPoll[Task] | None:
+        if sessions.peek(again.login.key) is not again.login:
             return None
         try:
             rates.check_poll(again.question.user_id)
         except TooManyRequests:
             return None  # `status` counts it once more, and says so
-        return polling.park_at_once(again.question, version, tell)
+        return polling.park_at_once(again.question, version, on_answer)
 
     return repeat
 
 
 async def _answer_or_park(
-    request: web.Request, login: Login, question: Question, manner: Manner
+    request: web.Request, login: Login, question: Question, options: ReplyOptions
 ) -> Answer[Task] | None:
     """Return the answer, or None if the request's connection is parked until there is one."""
     connection = request.app[PARKING].connection(request)
     found = await request.app[POLLING].answer_or_park(question, connection.answer)
     if isinstance(found, Answer):
         return found
-    connection.hold(found, request[TRACE], manner, _again(request, login, question))
+    connection.hold(found, request[RECORD], options, _again(request, login, question))
     request[CONNECTION] = connection
     return None
 
 
-def _again(request: web.Request, login: Login, question: Question) -> repeats.Again | None:
+def _again(request: web.Request, login: Login, question: Question) -> repeats.RepeatablePoll | None:
     """Return how to know this poll when it comes again, if it is one that can be known."""
-    if request.headers.get(REQUEST_ID) == request[TRACE].request_id:
+    if request.headers.get(REQUEST_ID) == request[RECORD].request_id:
         return None  # each time it comes with an id of its own, which only the whole way reads
-    found = repeats.read(request.app[PARKING].bytes_of(request))
-    return repeats.Again(found[0], login, question) if found is not None and found[1] == question.version else None
+    found = repeats.parse_repeat(request.app[PARKING].bytes_of(request))
+    return (
+        repeats.RepeatablePoll(found[0], login, question)
+        if found is not None and found[1] == question.version
+        else None
+    )
 
 
 async def batch(request: web.Request) -> web.Response:
@@ -107,7 +111,7 @@ async def batch(request: web.Request) -> web.Response:
     except asyncio.CancelledError:
         _note_who_left(request)
         raise
-    request[TRACE].held = answer.reason, answer.held_seconds, [task.updated_at for task in answer.prompt]
+    request[RECORD].held = answer.reason, answer.held_seconds, [task.updated_at for task in answer.prompt]
     if answer.reason is Reason.REVOKED:
         raise NotSignedIn("The login ended while this request was held.")
     poll = describe_poll(
@@ -123,11 +127,11 @@ async def batch(request: web.Request) -> web.Response:
 
 
 def _note_who_left(request: web.Request) -> None:
-    trace = request[TRACE]
-    trace.held = CLIENT_GONE, time.perf_counter() - trace.started, ()
+    record = request[RECORD]
+    record.held = CLIENT_GONE, time.perf_counter() - record.started, ()
 
 
-def read_question(request: web.Request, login: Login) -> tuple[Question, Manner]:
+def read_question(request: web.Request, login: Login) -> tuple[Question, ReplyOptions]:
     """Read what the client asks from the query and the headers; the query wins.
 
     Raises:
@@ -142,7 +146,7 @@ def read_question(request: web.Request, login: Login) -> tuple[Question, Manner]
     seconds = preferred if preferred is not None else _wait(request)
     until = parameters.until(query.get("until"), Until.CHANGE)
     question = Question(task_id, login.user.user_id, version, seconds, until, _client(request), login)
-    return question, PLAIN if preferred is None and tagged is None else Manner(preferred, tagged)
+    return question, DEFAULT_OPTIONS if preferred is None and tagged is None else ReplyOptions(preferred, tagged)
 
 
 def read_batch_question(request: web.Request, login: Login) -> BatchQuestion:

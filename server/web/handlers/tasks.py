@@ -16,7 +16,7 @@ from server.storage.tasks import STATUSES, Task
 from server.waiting.answers import Question, Until
 from server.web.handlers import orders, paging, parameters
 from server.web.identity import signed_in, signed_in_user
-from server.web.keys import BOARD, CONFIG, IMAGES, POLLING, TASKS, TRACE
+from server.web.keys import BOARD, CONFIG, IMAGES, POLLING, RECORD, TASKS
 from server.web.replies import json_reply
 
 CLIENT_MARGIN_SECONDS: Final = 15
@@ -52,7 +52,7 @@ async def create_again(request: web.Request) -> web.Response:
 async def _reply_created(request: web.Request, login: Login, made: Task | str) -> web.Response:
     polling = request.app[CONFIG].polling
     task, task_id = (made, made.task_id) if isinstance(made, Task) else (None, made)
-    request[TRACE].task_id = task_id
+    request[RECORD].task_id = task_id
     status_url = f"/api/generate/status?taskId={task_id}"
     headers = {"Location": status_url}
     wait = parameters.preferred_wait(request, polling.hold_seconds)
@@ -62,7 +62,7 @@ async def _reply_created(request: web.Request, login: Login, made: Task | str) -
         version = None if until is Until.TERMINAL else 1
         question = Question(task_id, login.user.user_id, version, wait or 0, until, credential=login)
         answer, held_seconds = await request.app[POLLING].answer(question)
-        request[TRACE].held = None, held_seconds, ()
+        request[RECORD].held = None, held_seconds, ()
         task = answer.snapshot
         if task is None:
             raise missing(answer)
@@ -96,7 +96,7 @@ async def cancel(request: web.Request) -> web.Response:
     user = await signed_in_user(request)
     body = await parameters.json_object(request, known=frozenset({"taskId"}))
     given = body.get("taskId")
-    task_id = request[TRACE].task_id = parameters.task_id(given if isinstance(given, str) else None)
+    task_id = request[RECORD].task_id = parameters.task_id(given if isinstance(given, str) else None)
     before = await request.app[TASKS].cancel(user.user_id, task_id)
     if before is None:
         raise TaskNotFound
@@ -108,10 +108,10 @@ async def cancel(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """Delete a task and its pictures; whoever waits for it is told."""
     user = await signed_in_user(request)
-    task_id = request[TRACE].task_id = parameters.task_id(request.match_info["task_id"])
+    task_id = request[RECORD].task_id = parameters.task_id(request.match_info["task_id"])
     if not await request.app[TASKS].delete(user.user_id, task_id):
         raise TaskNotFound
-    request.app[BOARD].doubt(task_id)
+    request.app[BOARD].invalidate(task_id)
     await orders.discard_pictures(request, task_id)
     return web.Response(status=204)
 
@@ -166,9 +166,9 @@ async def image(request: web.Request) -> web.Response:
 
 async def _read_own(request: web.Request, task_id: str, *, just_written: bool = False) -> Task:
     user = await signed_in_user(request)
-    request[TRACE].task_id = task_id
+    request[RECORD].task_id = task_id
     if just_written:
-        request.app[BOARD].doubt(task_id)
+        request.app[BOARD].invalidate(task_id)
     answer, _ = await request.app[POLLING].answer(Question(task_id, user.user_id))
     if answer.snapshot is None:
         raise TaskNotFound

@@ -15,7 +15,7 @@ from server.storage.users import User
 from server.telemetry import logs
 from server.web.handlers import paging, parameters
 from server.web.identity import signed_in_by_cookie, signed_in_user
-from server.web.keys import RATES, TOKENS
+from server.web.keys import RATE_LIMITS, TOKENS
 from server.web.replies import json_reply
 
 MAX_TOKEN_NAME: Final = 100
@@ -41,7 +41,7 @@ async def make(request: web.Request, user: User, fields: dict[str, object]) -> t
     """
     name, scope = _name(fields.get("name", "script")), _scope(fields.get("scope", Scope.WRITE))
     expires_at = _expiry(fields.get("expiresInDays", DEFAULT_DAYS))
-    await request.app[RATES].check("token", user.user_id)
+    await request.app[RATE_LIMITS].check("token", user.user_id)
     secret, token = await request.app[TOKENS].create(user, name, scope, expires_at)
     logs.log.info(logs.TOKEN_CREATED, user_id=user.user_id, token_id=token.id, scope=token.scope)
     return secret, token

@@ -6,7 +6,7 @@ from typing import Final
 
 from server import __version__
 from server.config import Config
-from server.storage.cleaning import retention
+from server.storage.retention import retention
 from server.web.cookies import bare_name
 from server.web.openapi import accounts, parameters, site, waiting
 from server.web.openapi.parts import Json

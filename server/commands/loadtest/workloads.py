@@ -15,7 +15,7 @@ class Task(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """A change of a task (by its place in `Stage.tasks`).
+    """A change of a task (by its place in `Workload.tasks`).
 
     Times of the monotonic clock: just before the change was sent, and just after its COMMIT was known to have
     succeeded. The commit itself lies between the two.
@@ -27,7 +27,7 @@ class Commit(NamedTuple):
     returned: float
 
 
-class Stage(Protocol):
+class Workload(Protocol):
     """The tasks of one run and the hand that changes them. Leaving the block removes whatever was made for it."""
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from server.config import Generation
+from server.config import GenerationSettings
 from server.errors import ConfigurationError, PicturesUnavailable, StorageError
 from server.storage.database import Database
 from server.storage.images import ID_FILE, FileImages
@@ -126,10 +126,10 @@ def retention(keep_days: float) -> str:
     return f"Pictures are kept for {keep_days:g} day{'' if keep_days == 1 else 's'} after they were made, then deleted."
 
 
-class Cleaning:
+class Retention:
     """Deletes what the settings no longer keep, and sees to the pictures that have no task."""
 
-    def __init__(self, database: Database, images: FileImages, settings: Generation, metrics: Metrics) -> None:
+    def __init__(self, database: Database, images: FileImages, settings: GenerationSettings, metrics: Metrics) -> None:
         """Use these; `keep_days` and `bin_days` of the settings say what goes."""
         self._database = database
         self._images = images

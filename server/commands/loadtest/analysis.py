@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from server.commands.loadtest.messages import FINAL, Pending, Record
-from server.commands.loadtest.stages import Commit
 from server.commands.loadtest.targets import Reason
+from server.commands.loadtest.workloads import Commit
 
 _WITHOUT_REASON = frozenset({Reason.IMMEDIATE, Reason.CHANGE})
 
