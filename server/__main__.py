@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from server import __version__, config
-from server.commands import serve, supervise
+from server.commands import migrate, serve, supervise, work
 from server.commands.doctor import examination
 from server.commands.loadtest import options as loadtest
 from server.errors import ServerError
@@ -67,7 +67,7 @@ def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where:
     return _COMMANDS[options.command](settings, dsn, where)
 
 
-_COMMANDS = {"serve": serve.serve, "worker": serve.work, "migrate": serve.migrate}
+_COMMANDS = {"serve": serve.serve, "worker": work.work, "migrate": migrate.migrate}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -56,6 +56,11 @@ class ServerSettings:
     body_bytes_per_second: float = _number(2_000, 0, 1_000_000_000)
     event_loop: str = _choice("auto", "auto", "asyncio", "uvloop")
 
+    @property
+    def is_https(self) -> bool:
+        """Whether browsers reach this site by https: natively, or by a proxy in front."""
+        return bool(self.tls_certificate) or self.public_url.startswith("https://")
+
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSettings:

@@ -16,6 +16,7 @@ from aiohttp import web
 from server import config
 from server.app import build_app
 from server.commands import serve
+from server.commands.migrate import bring_up_to_date
 from server.errors import ConfigurationError
 from server.generation.turn import Turn
 from server.runtime import file_limit
@@ -37,6 +38,6 @@ async def runner() -> web.AppRunner:
     if not settings.database.dsn:
         raise ConfigurationError("gunicorn's workers need one Postgres for all: set database.dsn")
     data_folder.prepare(settings.database.data_dir)
-    await serve.bring_up_to_date(settings, settings.database.dsn)
+    await bring_up_to_date(settings, settings.database.dsn)
     turn = Turn(settings.database.data_dir, group=os.getppid())
     return serve.make_runner(build_app(settings, settings.database.dsn, turn))

@@ -163,7 +163,7 @@ async def test_without_room_for_a_listener_the_start_says_so(
 ) -> None:
     """And doesn't blame a pooler."""
     limit(1)
-    monkeypatch.setattr("server.app._READY_SECONDS", 1.0)
+    monkeypatch.setattr("server.storage.listener._READY_SECONDS", 1.0)
     runner = make_runner(build_app(config, login))
     try:
         with pytest.raises(

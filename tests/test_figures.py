@@ -10,7 +10,8 @@ import pytest
 
 from server import __version__
 from server.storage.embedded.cluster import EmbeddedPostgres
-from server.telemetry.metrics import Metrics, Snapshots
+from server.telemetry.metrics import Metrics
+from server.telemetry.snapshots import Snapshots
 from server.web import keys
 from tests.conftest import Person, Sql, Start, until
 from tests.outage import outage

@@ -9,9 +9,9 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 
 from server import config
-from server.app import _hosts
 from server.config import Config
 from server.errors import BadRequest, ConfigurationError, Misdirected
+from server.web.hosts import Hosts
 from tests.conftest import Person, Start
 from tests.raw_http import connect_to
 
@@ -20,7 +20,7 @@ OURS = {"public_url": "https://Pictures.example.org:8443/", "allowed_hosts": ("n
 
 
 def verdict(name: str, path: str = "/tasks", **server: Any) -> type[Exception] | None:
-    hosts = _hosts(Config().replace(server=server))
+    hosts = Hosts.of(Config().replace(server=server).server)
     try:
         hosts.check(make_mocked_request("GET", path, headers={"Host": name}))
     except (BadRequest, Misdirected) as error:

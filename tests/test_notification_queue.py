@@ -16,6 +16,7 @@ from server.storage.database import Database
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.notification_queue import NotificationQueue
 from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from tests.conftest import Enter, Sql, Start, until
 from tests.outage import outage
 
@@ -24,7 +25,7 @@ from tests.outage import outage
 async def queue(dsn: str) -> AsyncIterator[NotificationQueue]:
     database = Database(dsn, pool_size=1, timeout=5)
     await database.open()
-    yield NotificationQueue(database)
+    yield NotificationQueue(database, Metrics())
     await database.close()
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from server.app import _REVOCATIONS
 from server.errors import DatabaseUnavailable
 from server.storage.sessions import digest
 from server.web import keys
@@ -211,7 +210,7 @@ def deafen(person: Person) -> None:
     """Have notifications not arrive, and the server know it."""
     person.app[keys.LISTENER]._restored = lambda: None
     person.app[keys.LISTENER]._channels["session_revoked"] = lambda _payload: None  # type: ignore[index]
-    person.app[_REVOCATIONS].on_listener_lost()
+    person.app[keys.REVOCATIONS].on_listener_lost()
 
 
 async def test_while_revocations_go_unheard_held_logins_are_looked_up(alice: Person, bob: Person, sql: Sql) -> None:
@@ -232,7 +231,7 @@ async def test_what_was_revoked_meanwhile_is_found_when_they_are_heard_again(ali
     (poll,) = await held(alice, ask(alice, "parked", task_id))
     alice.app[keys.LISTENER]._channels["session_revoked"] = lambda _payload: None  # type: ignore[index]
     sql("DELETE FROM longpoll.sessions")
-    alice.app[_REVOCATIONS].on_listener_restored()
+    alice.app[keys.REVOCATIONS].on_listener_restored()
     assert is_refused(await poll)
 
 
@@ -254,7 +253,7 @@ async def test_a_database_that_cannot_be_asked_ends_nobodys_poll(
     monkeypatch.setattr(database, "fetch", fetch)
     alice.app[keys.LISTENER]._channels["session_revoked"] = lambda _payload: None  # type: ignore[index]
     sql("DELETE FROM longpoll.sessions")
-    alice.app[_REVOCATIONS].on_listener_restored()
+    alice.app[keys.REVOCATIONS].on_listener_restored()
     await asked.wait()
     assert not poll.done()
     assert is_refused(await poll)

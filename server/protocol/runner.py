@@ -5,6 +5,7 @@ Two kinds of request never reach a middleware: what isn't HTTP, and what expects
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
@@ -16,6 +17,8 @@ from server.protocol.aiohttp_handler import MOST_HEADER_BYTES, MOST_LINE_BYTES, 
 from server.protocol.heads import complete
 from server.protocol.parking import Parking
 from server.protocol.replies import compose_problem, headers_of
+from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 from server.telemetry.requests import RequestRecord
 
 _TOO_MANY: Final = "Too many headers received"  # aiohttp, _http_parser.pyx
@@ -124,3 +127,17 @@ def _reply(problem: Problem) -> web.Response:
         response[_TOO_LONG] = problem, request_id
     complete(response, request_id)
     return response
+
+
+def server_logger(metrics: Metrics) -> logging.Logger:
+    """Return the logger for aiohttp's protocol, which tells malformed requests from our own failures."""
+    # aiohttp thinks an unknown method worth no more than a debug message (web_protocol.py, `handle_error`).
+    logger = logging.Logger("aiohttp.server", logging.DEBUG)  # noqa: LOG001 - one of its own for each application
+    logger.addHandler(
+        logs.ProtocolComplaints(
+            (HttpProcessingError, web.RequestPayloadError),
+            count_malformed=metrics.malformed_requests.inc,
+            count_crash=metrics.crashes.inc,
+        )
+    )
+    return logger

@@ -21,6 +21,7 @@ from typing import Final, Protocol, TypeVar
 
 from server.errors import PicturesUnavailable
 from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 
 T = TypeVar("T")
 
@@ -142,6 +143,11 @@ class FileImages:
             self._largest_failed = 1
             self._set_usable(usable=True)
         return self.usable
+
+    def add_gauges(self, metrics: Metrics) -> None:
+        """Have the metrics tell how the folder is."""
+        metrics.gauge("longpoll_pictures_usable", "Whether pictures can be stored", lambda: self.usable)
+        metrics.gauge("longpoll_picture_failures", "Files that couldn't be read or written", lambda: self.failures)
 
     async def watch(self) -> None:
         """Check for ever: now and then, and often while it can't be written."""

@@ -15,13 +15,14 @@ from collections.abc import Callable, Mapping
 import aiopg
 import psycopg2
 
-from server.errors import StorageError
+from server.errors import ConfigurationError, StorageError
 from server.storage.database import Database, connected, run_directly, translated_errors
 from server.storage.pool import back_off_seconds
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
 
 _LONGEST_NUMBER = 20
+_READY_SECONDS = 15.0
 
 
 class Listener:
@@ -87,9 +88,25 @@ class Listener:
             await asyncio.gather(*ours, return_exceptions=True)
 
     async def until_healthy(self) -> None:
-        """Wait until a notification of our own has come back."""
-        while not self.healthy:
-            await self._echo.wait()
+        """Wait until a notification of our own has come back.
+
+        Raises:
+            ConfigurationError: it never came.
+        """
+        try:
+            async with asyncio.timeout(_READY_SECONDS):
+                while not self.healthy:
+                    await self._echo.wait()
+        except TimeoutError:
+            if self.refusal:
+                raise ConfigurationError(
+                    f"LISTEN doesn't work: no connection for it could be had within {_READY_SECONDS:g} s: {self.refusal}"
+                ) from None
+            raise ConfigurationError(
+                "LISTEN doesn't work: a notification sent by this server did not come back within"
+                f" {_READY_SECONDS:g} s. A transaction pooler (PgBouncer, Supavisor) drops LISTEN:"
+                " give database.listen_dsn a direct or session-mode connection"
+            ) from None
 
     async def barrier(self) -> bool:
         """Wait until everything committed before this call has been heard; False if that can't be had.

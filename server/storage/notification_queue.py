@@ -10,6 +10,7 @@ from typing import Final
 from server.errors import StorageError
 from server.storage.database import Database
 from server.telemetry import logs
+from server.telemetry.metrics import Metrics
 
 SAMPLE_SECONDS: Final = 60.0
 # So full it gets only behind a session that listens and doesn't read, such as one idle in a transaction.
@@ -30,10 +31,11 @@ class NotificationQueue:
         usage: the share that was occupied when it was last asked for, 0..1.
     """
 
-    def __init__(self, database: Database) -> None:
-        """Ask this database."""
+    def __init__(self, database: Database, metrics: Metrics) -> None:
+        """Ask this database, and have the metrics tell."""
         self._database = database
         self.usage = 0.0
+        metrics.gauge("longpoll_notification_queue_usage", "Share of it in use, asked each minute", lambda: self.usage)
 
     async def run(self) -> None:
         """Sample for ever."""

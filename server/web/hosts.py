@@ -11,11 +11,14 @@ from __future__ import annotations
 import functools
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
+from server.config import ServerSettings
 from server.errors import BadRequest, Misdirected
 
 ANY: Final = "*"
@@ -34,6 +37,12 @@ class Hosts:
         """Take these names, without ports; `*` among them takes any."""
         self._names = frozenset(_ascii(name) for name in names)
         self._find_fault = functools.lru_cache(maxsize=256)(self._look_at)
+
+    @classmethod
+    def of(cls, settings: ServerSettings) -> Hosts:
+        """Take the names that the settings give this server, and that of its machine."""
+        public = urlsplit(settings.public_url).hostname or ""
+        return cls([public, settings.host, socket.gethostname(), *settings.allowed_hosts])
 
     def check(self, request: web.BaseRequest) -> None:
         """Make sure that a request is meant for us.

@@ -23,6 +23,7 @@ from server.telemetry.requests import RequestLog, RequestRecord
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
 from server.waiting.polling import Polling
+from server.waiting.revocations import Revocations
 from server.waiting.waiters import Waiters
 from server.web.cookies import CookieSessions
 from server.web.guesses import Guesses
@@ -45,6 +46,7 @@ BACKLOG: Final = web.AppKey("backlog", BacklogCount)
 TASKS: Final = web.AppKey("tasks", UserTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)
+REVOCATIONS: Final = web.AppKey("revocations", Revocations)
 SESSIONS: Final = web.AppKey("sessions", Sessions)
 TOKENS: Final = web.AppKey("tokens", Tokens)
 COOKIE_SESSIONS: Final = web.AppKey("cookie sessions", CookieSessions)
