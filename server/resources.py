@@ -13,6 +13,12 @@ def folder(name: str) -> Path:
     return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
+def static_files() -> dict[str, Path]:
+    """Return the files below `static`, by their paths there: `style.css`, `pages/task.js`."""
+    top = folder("static")
+    return {path.relative_to(top).as_posix(): path for path in sorted(top.rglob("*")) if path.is_file()}
+
+
 def read_own(name: str) -> str:
     """Return the text of a file that stands in the package itself."""
     return _PACKAGE.joinpath(name).read_text(encoding="utf-8")

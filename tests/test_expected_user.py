@@ -21,7 +21,17 @@ def expecting(person: Person) -> dict[str, str]:
 
 def routes() -> list[tuple[str, str]]:
     """Return all that needs a login, but what forms send: they name their user in a field."""
-    public = {"/login", "/register", "/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/static/{filename}"}
+    public = {
+        "/login",
+        "/register",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/docs",
+        "/static/{filename}",
+        "/static/{folder}/{filename}",
+    }
     public |= {"/api/auth/register", "/api/auth/login", "/api/auth/logout"}
     found = [(str(route.method), str(route.path)) for route in ROUTES]  # type: ignore[attr-defined]
     return [

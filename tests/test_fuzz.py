@@ -150,7 +150,11 @@ def fields(method: str, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def plain(path: str, task_id: str) -> bytes:
     """Return a target for which there is something to find."""
-    target = path.replace("{task_id}", task_id).replace("{filename}", "style.css")
+    target = (
+        path.replace("{task_id}", task_id)
+        .replace("{folder}/{filename}", "longpoll/api.js")
+        .replace("{filename}", "style.css")
+    )
     for name in ("{token_id}", "{session_id}"):
         target = target.replace(name, "0" * 36)
     return target.encode()

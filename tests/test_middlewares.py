@@ -327,18 +327,23 @@ async def test_a_poll_that_comes_again_with_an_id_keeps_it(start: Start, enter: 
 
 
 async def test_a_file_that_is_not_there_is_a_problem_like_any_other(alice: Person) -> None:
-    for name in ("nowhere.js", "..%2Fconfig.toml", "%2Fetc%2Fpasswd", "%00"):
+    names = (
+        "nowhere.js", "..%2Fconfig.toml", "%2Fetc%2Fpasswd", "%00", "pages", "longpoll/nowhere.js", "longpoll/..%2Fstyle.css",
+        "longpoll/..%2F..%2Fapp.py", "longpoll/longpoll/api.js", "longpoll/",
+    )  # fmt: skip
+    for name in names:
         async with alice.http.get(URL(f"/static/{name}", encoded=True)) as reply:
             assert (reply.status, (await reply.json())["code"]) == (404, "not_found")
     assert alice.metric("longpoll_http_requests_total", route="/static/{filename}", method="GET", code="404") >= 1
 
 
 async def test_files_of_the_site_are_asked_for_again_but_not_sent_again(alice: Person) -> None:
-    async with alice.http.get("/static/style.css") as reply:
-        assert (reply.status, reply.headers["Cache-Control"]) == (200, "no-cache")
-        tag = reply.headers["ETag"]
-    async with alice.http.get("/static/style.css", headers={"If-None-Match": tag}) as reply:
-        assert reply.status == 304
+    for url in ("/static/style.css", "/static/longpoll/api.js"):
+        async with alice.http.get(url) as reply:
+            assert (reply.status, reply.headers["Cache-Control"]) == (200, "no-cache")
+            tag = reply.headers["ETag"]
+        async with alice.http.get(url, headers={"If-None-Match": tag}) as reply:
+            assert reply.status == 304
 
 
 async def test_each_request_is_one_line_that_tells_what_is_needed_and_no_secret(alice: Person, lines: Lines) -> None:

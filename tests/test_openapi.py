@@ -248,9 +248,10 @@ async def _look_around(alice: Person) -> None:
         await _ask(alice, "GET", url, 200)
     for url in ("/login", "/register"):
         await _ask(alice, "GET", url, 303, headers=PAGE)
-    headers = await _ask(alice, "GET", "/static/longpoll.js", 200)
-    await _ask(alice, "GET", "/static/longpoll.js", 304, headers={"If-None-Match": headers["ETag"]})
-    await _ask(alice, "GET", "/static/longpoll.js", 206, headers={"Range": "bytes=0-9"})
+    for url in ("/static/longpoll.js", "/static/longpoll/follow.js"):
+        headers = await _ask(alice, "GET", url, 200)
+        await _ask(alice, "GET", url, 304, headers={"If-None-Match": headers["ETag"]})
+        await _ask(alice, "GET", url, 206, headers={"Range": "bytes=0-9"})
     alice.http.session.cookie_jar.clear()
     for url in ("/login", "/register"):
         await _ask(alice, "GET", url, 200, headers=PAGE)

@@ -175,8 +175,8 @@ async def test_a_script_that_can_not_be_read_is_told_as_everything_is(
     path = tmp_path / "api.js"
     if how == "a folder":
         path.mkdir()
-    monkeypatch.setitem(pages._STATIC, "api.js", path)
-    async with alice.http.get("/static/api.js") as reply:
+    monkeypatch.setitem(pages._STATIC, "longpoll/api.js", path)
+    async with alice.http.get("/static/longpoll/api.js") as reply:
         assert (reply.status, (await reply.json())["code"]) == (503, "unavailable")
         assert reply.headers["Retry-After"]
 

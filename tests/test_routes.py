@@ -16,6 +16,7 @@ from tests.conftest import Person, Sql, Start
 PUBLIC = {
     "GET /login", "GET /register", "POST /api/auth/register", "POST /api/auth/login", "POST /api/auth/logout",
     "GET /healthz", "GET /readyz", "GET /metrics", "GET /openapi.json", "GET /docs", "GET /static/{filename}",
+    "GET /static/{folder}/{filename}",
 }  # fmt: skip
 # What needs a login, and names no task and no token. Whoever adds a route must decide here, too.
 NAMES_NOTHING = {
@@ -31,7 +32,11 @@ NAMES_IT: dict[str, Callable[[str], dict[str, Any]]] = {
     "GET /api/generate/status/batch": lambda task_id: {"params": {"task": f"{task_id}:1"}},
     "POST /api/generate/cancel": lambda task_id: {"json": {"taskId": task_id}},
 }
-ANY = {"task_id": "some-task", "token_id": "some-token", "session_id": "some-session", "filename": "longpoll.js"}
+ANY = {
+    "task_id": "some-task", "token_id": "some-token", "session_id": "some-session", "folder": "longpoll",
+    "filename": "follow.js",
+}  # fmt: skip
+FILES = {"/static/{filename}": "/static/longpoll.js", "/static/{folder}/{filename}": "/static/longpoll/follow.js"}
 PAGE = {"Accept": "text/html"}
 
 
@@ -67,7 +72,7 @@ async def test_what_is_public_needs_no_login(start: Start) -> None:
     client = await start()
     for method, path in routes():
         if f"{method} {path}" in PUBLIC:
-            url = path.format(filename="longpoll.js")
+            url = FILES.get(path, path)
             async with client.request(method, url, allow_redirects=False) as reply:
                 assert reply.status not in {401, 403, 404, 500}, path
 

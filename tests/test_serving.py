@@ -248,6 +248,7 @@ async def test_a_wheel_that_is_installed_elsewhere_runs_too(folder: Path, wheel_
             async with session.get(f"{server.url}/") as reply:
                 assert reply.status == 200
                 assert "<form" in await reply.text()
-            async with session.get(f"{server.url}/static/longpoll.js") as reply:
-                assert reply.status == 200
+            for path in ("longpoll.js", "longpoll/follow.js"):
+                async with session.get(f"{server.url}/static/{path}") as reply:
+                    assert reply.status == 200
         assert server.stop() == 0

@@ -17,7 +17,9 @@ POLL_ROUTES: Final = frozenset({"/api/generate/status", "/api/generate/status/ba
 CLIENT_GONE: Final = "client_gone"
 CLIENT_CLOSED_REQUEST: Final = 499  # the client has gone, and nobody reads the reply
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics", "/static/{filename}"})
+_QUIET_ROUTES: Final = frozenset(
+    {"/healthz", "/readyz", "/metrics", "/static/{filename}", "/static/{folder}/{filename}"}
+)
 
 
 Held: TypeAlias = tuple[str | None, float, Sequence[float]]

@@ -46,7 +46,7 @@ _RULES: Final = {
     "/api/generate_advanced": "create",
     "/api/generate/tasks/{task_id}/again": "create",
 }
-_STATIC_ROUTE: Final = "/static/{filename}"
+_STATIC_ROUTES: Final = frozenset({"/static/{filename}", "/static/{folder}/{filename}"})
 _STRICT_TRANSPORT: Final = f"max-age={365 * 86_400}"
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:=+/@-]{1,128}")
 
@@ -97,7 +97,7 @@ async def _prepare(request: web.Request, response: web.StreamResponse, *, secure
     if request.app[WAITERS].draining:
         response.force_close()  # who has no idle connection to a process that stops can't ask just as it closes
     if not isinstance(response, WholeReply):
-        shared = _route(request) == _STATIC_ROUTE and response.status < 400
+        shared = _route(request) in _STATIC_ROUTES and response.status < 400
         complete(response, request[RECORD].request_id, shared=shared)
         # Not for a developer's own machine: it would hold for everything else there, whatever its port. Polls go without:
         # the page that sends them has been told.

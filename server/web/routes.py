@@ -44,4 +44,5 @@ ROUTES = [
     web.get("/openapi.json", docs.description),
     web.get("/docs", docs.read),
     web.get("/static/{filename}", pages.static),
+    web.get("/static/{folder}/{filename}", pages.static),
 ]

@@ -32,6 +32,6 @@ def add_templates(app: web.Application) -> None:
 
 def _static_version() -> str:
     digest = hashlib.sha256()
-    for path in sorted(resources.folder("static").iterdir()):
+    for path in resources.static_files().values():
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,7 +1,7 @@
 /** Runs the long-poll client with a clock that stands still until a test moves it. */
 
 import { backoff, follow } from "/static/longpoll.js";
-import { Desk } from "/static/desk.js";
+import { Desk } from "/static/longpoll/task_feed.js";
 
 /** No back-off is as long as the shortest watchdog. */
 const WATCHDOG_MS = 15000;

@@ -16,7 +16,7 @@ TEXTS = ["a\r\nb", "a\rb\n\nc", "\r\n a \u2060\ufeff\x1c\x85", "\u200b\u200d\ufe
 
 
 async def read(client: Client, expression: str, *arguments: Any) -> Any:
-    script = f"import('/static/texts.js').then((texts) => {{ const [given] = arguments_; return {expression}; }})"
+    script = f"import('/static/parts/texts.js').then((texts) => {{ const [given] = arguments_; return {expression}; }})"
     return await client.page.evaluate(f"(arguments_) => {script}", list(arguments))
 
 

@@ -38,7 +38,7 @@ from server.web.replies import page, problem_reply, wants_page
 _BUDGET_SECONDS: Final = 600
 _FORM_FIELDS: Final = orders.FIELDS | {"type", "user", "key"}
 _FORM_KEY: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
-_STATIC: Final = {path.name: path for path in resources.folder("static").iterdir()}
+_STATIC: Final = resources.static_files()
 
 
 async def generate(request: web.Request) -> web.Response:
@@ -160,7 +160,7 @@ async def register(request: web.Request) -> web.Response:
 
 async def static(request: web.Request) -> web.FileResponse:
     """Send a file that the pages need. aiohttp's own route would answer for one that isn't there by itself, bare."""
-    path = _STATIC.get(request.match_info["filename"])
+    path = _STATIC.get("/".join(request.match_info.values()))
     if path is None:
         raise NotFound
     if not (path.is_file() and os.access(path, os.R_OK)):  # aiohttp would answer by itself here, too

@@ -1,7 +1,7 @@
 """Texts as people type them: what is counted, kept and compared is the same however they were sent.
 
 A browser's form sends CRLF where its text field counts one line feed; a script sends what its string holds. The page
-counts by the same rules (`static/texts.js`).
+counts by the same rules (`static/parts/texts.js`).
 """
 
 from __future__ import annotations

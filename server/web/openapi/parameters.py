@@ -132,6 +132,10 @@ def _path() -> Json:
             "name": "session_id", "in": "path", "required": True, "schema": {"type": "string"},
             "description": "The `id` of the session.",
         },
+        "folder": {
+            "name": "folder", "in": "path", "required": True, "schema": {"type": "string"},
+            "description": "The folder of the file.",
+        },
         "filename": {
             "name": "filename", "in": "path", "required": True, "schema": {"type": "string"},
             "description": "The name of the file.",

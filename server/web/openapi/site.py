@@ -39,7 +39,8 @@ def paths() -> Json:
         "/account": {"get": _account(), "post": _act_on_account()},
         "/ops": {"get": _page("figuresPage", "The figures of this process")},
         "/docs": {"get": _page("docsPage", "This description, to read", public=True)},
-        "/static/{filename}": {"get": _static()},
+        "/static/{filename}": {"get": _static_file()},
+        "/static/{folder}/{filename}": {"get": _static_module()},
         "/ops/figures": {"get": _figures()},
         "/healthz": {"get": _health()},
         "/readyz": {"get": _readiness()},
@@ -123,13 +124,32 @@ def _act_on_account() -> Json:
     )
 
 
-def _static() -> Json:
-    return operation(
+def _static_file() -> Json:
+    return _static(
         "getStatic",
         "A file that the pages need",
-        "`longpoll.js` is the client for one task, which other pages may use too: it needs `api.js` and `pursuit.js`.",
+        "`longpoll.js` is the client for one task, which other pages may use too: it imports what is in `longpoll`.",
+        "filename",
+    )
+
+
+def _static_module() -> Json:
+    return _static(
+        "getStaticModule",
+        "A module that the pages need",
+        "The folders are `longpoll` (the client), `pages` (one module for each page) and `parts` (of pages).",
+        "folder",
+        "filename",
+    )
+
+
+def _static(name: str, summary: str, description: str, *path: str) -> Json:
+    return operation(
+        name,
+        summary,
+        description,
         tag=_PAGES,
-        takes=parameters("filename"),
+        takes=parameters(*path),
         replies={
             "200": reply("The file", {"type": "string", "format": "binary"}, media="*/*", headers=["ETag"]),
             "206": reply("A part of it", {"type": "string", "format": "binary"}, media="*/*", headers=["ETag"]),

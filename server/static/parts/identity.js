@@ -7,7 +7,7 @@
  * another user than the one who is logged in.
  */
 
-import { loginUrl, pageUser, requestJson } from "./api.js";
+import { loginUrl, pageUser, requestJson } from "../longpoll/api.js";
 import { forgetDraft } from "./draft.js";
 
 const NAME = "longpoll-identity-1";

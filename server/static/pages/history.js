@@ -1,10 +1,10 @@
 // @ts-check
 /** The list of all tasks: local times, and deleting. */
 
-import { ApiError, deleteTask } from "./api.js";
-import { showTime } from "./cards.js";
-import { confirmDelete } from "./confirm.js";
-import { takeRefusal } from "./identity.js";
+import { ApiError, deleteTask } from "../longpoll/api.js";
+import { showTime } from "../parts/card.js";
+import { confirmDelete } from "../parts/confirm.js";
+import { takeRefusal } from "../parts/identity.js";
 
 const problem = /** @type {HTMLElement} */ (document.getElementById("history-error"));
 const status = /** @type {HTMLElement} */ (document.getElementById("history-status"));

@@ -1,7 +1,7 @@
 // @ts-check
 /** What was typed and not sent when its page went, kept in this tab for the same user. */
 
-import { pageUser } from "./api.js";
+import { pageUser } from "../longpoll/api.js";
 
 const NAME = "unsent";
 

@@ -1,13 +1,13 @@
 // @ts-check
 /** The cards of a page, joined to the desk that follows their tasks. */
 
-import { cancelTask, pageUser } from "./api.js";
-import { Card, OFFLINE } from "./cards.js";
-import { Desk } from "./desk.js";
+import { cancelTask, pageUser } from "../longpoll/api.js";
+import { Card, OFFLINE } from "./card.js";
+import { Desk } from "../longpoll/task_feed.js";
 import { identity, takeRefusal } from "./identity.js";
-import { isFinished } from "./pursuit.js";
+import { isFinished } from "../longpoll/poll_loop.js";
 
-/** @typedef {import("./api.js").Task} Task */
+/** @typedef {import("../longpoll/api.js").Task} Task */
 
 /** @type {Record<string, string>} */
 const GONE = {
@@ -87,7 +87,7 @@ export class Gallery {
     this.watch(card);
   }
 
-  /** @param {Card} card @param {import("./pursuit.js").PollError} error */
+  /** @param {Card} card @param {import("../longpoll/poll_loop.js").PollError} error */
   takeError(card, error) {
     const { code, message } = error;
     if (takeRefusal(error)) card.showConnection("Your session has ended.");

@@ -2,7 +2,7 @@
 /** Asks the server for all that any tab of this browser shows, with one request at a time. */
 
 import { randomId, requestJson } from "./api.js";
-import { PollError, Pursuit } from "./pursuit.js";
+import { PollError, Pursuit } from "./poll_loop.js";
 
 /** @typedef {import("./api.js").Task} Task */
 /** @typedef {{taskId: string, version: number, createdAt: string}} Want what a tab shows of a task */
@@ -10,7 +10,7 @@ import { PollError, Pursuit } from "./pursuit.js";
  * What a leader tells the tabs.
  * @typedef {{kind: "news", data: Task, reset: boolean}} News
  * @typedef {{kind: "failed", taskId: string, error: {code: string, status: number, message: string}}} Failure
- * @typedef {{kind: "state", state: import("./pursuit.js").State}} StateChange
+ * @typedef {{kind: "state", state: import("./poll_loop.js").State}} StateChange
  * @typedef {{holdSeconds: number, clientTimeoutSeconds: number, budgetSeconds: number}} Settings
  */
 
@@ -22,9 +22,9 @@ const GATHER_SECONDS = 2;
 const SETTLE_MS = 30;
 
 /**
- * @param {import("./pursuit.js").Question} question
+ * @param {import("./poll_loop.js").Question} question
  * @param {string} clientId
- * @returns {Promise<import("./pursuit.js").Answer>}
+ * @returns {Promise<import("./poll_loop.js").Answer>}
  */
 async function askBatch({ entries, instant, signal }, clientId) {
   const query = new URLSearchParams({ c: clientId, gather: String(GATHER_SECONDS) });

@@ -1,10 +1,10 @@
 // @ts-check
 /** One task as a card: progress while it is made, then the picture or the reason why not. */
 
-import { pictureUrl } from "./api.js";
-import { isFinished } from "./pursuit.js";
+import { pictureUrl } from "../longpoll/api.js";
+import { isFinished } from "../longpoll/poll_loop.js";
 
-/** @typedef {import("./api.js").Task} Task */
+/** @typedef {import("../longpoll/api.js").Task} Task */
 /** @typedef {{cancel: () => void, retry: () => void, keepWaiting: () => void}} Actions */
 
 /** A poll that has not failed for so long is being held: the connection is back. */
@@ -205,7 +205,7 @@ export class Card {
     this.parts.pictureLink.hidden = true;
   }
 
-  /** @param {import("./pursuit.js").State} state */
+  /** @param {import("../longpoll/poll_loop.js").State} state */
   showState({ name, attempt }) {
     clearTimeout(this.recovering);
     if (name === "retrying") {

@@ -1,13 +1,13 @@
 // @ts-check
 /** One picture on its own page, live until it is finished. */
 
-import { deleteTask } from "./api.js";
-import { confirmDelete } from "./confirm.js";
-import { Gallery } from "./gallery.js";
-import { takeRefusal } from "./identity.js";
-import { submissionAgain } from "./submission.js";
+import { deleteTask } from "../longpoll/api.js";
+import { confirmDelete } from "../parts/confirm.js";
+import { Gallery } from "../parts/gallery.js";
+import { takeRefusal } from "../parts/identity.js";
+import { submissionAgain } from "../longpoll/submission.js";
 
-/** @typedef {import("./api.js").Task} Task */
+/** @typedef {import("../longpoll/api.js").Task} Task */
 
 const list = /** @type {HTMLElement} */ (document.getElementById("cards"));
 const button = /** @type {HTMLButtonElement} */ (document.getElementById("delete"));

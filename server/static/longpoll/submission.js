@@ -2,7 +2,7 @@
 /** Sending a new task so that one intention never makes two. */
 
 import { ApiError, createTask, isPassing, randomId } from "./api.js";
-import { backoff, sleep } from "./pursuit.js";
+import { backoff, sleep } from "./poll_loop.js";
 
 const TRIES = 4;
 

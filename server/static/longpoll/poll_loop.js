@@ -4,7 +4,7 @@
  *
  * The server holds a request until something differs from what the client has seen, or the hold ends.
  * Almost all of this file is about what happens when that does not go well. How the server is asked is
- * the caller's: `longpoll.js` asks for one task, `leader.js` for all tasks that any tab shows.
+ * the caller's: `follow.js` asks for one task, `leader.js` for all tasks that any tab shows.
  */
 
 import { ApiError, isPassing } from "./api.js";

@@ -2,7 +2,7 @@
 /** The form that describes a picture: its fields, their limits, and what it sends. */
 
 import { findFault } from "./pictures.js";
-import { Submission } from "./submission.js";
+import { Submission } from "../longpoll/submission.js";
 import { lengthOf, showsNothing, tidy } from "./texts.js";
 
 const URLS = { basic: "/api/generate", advanced: "/api/generate_advanced" };

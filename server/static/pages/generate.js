@@ -1,16 +1,16 @@
 // @ts-check
 /** The page where pictures are created and watched. */
 
-import { ApiError, listTasks } from "./api.js";
-import { Composer } from "./composer.js";
-import { keepDraft, takeDraft } from "./draft.js";
-import { Gallery } from "./gallery.js";
-import { identity, isLost, takeRefusal } from "./identity.js";
-import { submissionAgain } from "./submission.js";
+import { ApiError, listTasks } from "../longpoll/api.js";
+import { Composer } from "../parts/composer.js";
+import { keepDraft, takeDraft } from "../parts/draft.js";
+import { Gallery } from "../parts/gallery.js";
+import { identity, isLost, takeRefusal } from "../parts/identity.js";
+import { submissionAgain } from "../longpoll/submission.js";
 
-/** @typedef {import("./submission.js").Submission} Submission */
+/** @typedef {import("../longpoll/submission.js").Submission} Submission */
 
-/** @typedef {import("./api.js").Task} Task */
+/** @typedef {import("../longpoll/api.js").Task} Task */
 
 const SHOWN = 12;
 

@@ -8,14 +8,14 @@
 
 import { randomId } from "./api.js";
 import { Leader } from "./leader.js";
-import { isFinished, listenToPage, PollError } from "./pursuit.js";
+import { isFinished, listenToPage, PollError } from "./poll_loop.js";
 import { Tabs } from "./tabs.js";
 
 /** @typedef {import("./api.js").Task} Task */
 /**
  * @typedef {object} Watcher
  * @property {(data: Task) => void} onUpdate
- * @property {(state: import("./pursuit.js").State) => void} onState
+ * @property {(state: import("./poll_loop.js").State) => void} onState
  * @property {(data: Task) => void} onEnd
  * @property {(error: PollError) => void} onError following ended without a final state
  *

@@ -1,10 +1,10 @@
 // @ts-check
 /** The figures of the server, kept up to date while somebody looks. */
 
-import { requestJson } from "./api.js";
-import { showTime } from "./cards.js";
-import { takeRefusal } from "./identity.js";
-import { backoff, sleep } from "./pursuit.js";
+import { requestJson } from "../longpoll/api.js";
+import { showTime } from "../parts/card.js";
+import { takeRefusal } from "../parts/identity.js";
+import { backoff, sleep } from "../longpoll/poll_loop.js";
 
 /** @typedef {Record<string, any>} Figures */
 
