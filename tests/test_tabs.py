@@ -112,7 +112,7 @@ async def test_the_tabs_of_a_user_have_a_leader_of_their_own(alice: Person, tab:
     """A tab that has not heard of a login yet must not have its tasks asked for by one of another user."""
     await show_card(tab, alice)
     names = await tab.evaluate("navigator.locks.query().then(({held}) => held.map(({name}) => name))")
-    assert names == [f"longpoll-desk-2-{alice.user.user_id}"]
+    assert names == [f"longpoll-feed-3-{alice.user.user_id}"]
 
 
 # Logging out and in ---------------------------------------------------------------------------------------------------

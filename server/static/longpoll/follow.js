@@ -2,41 +2,51 @@
 /**
  * Follow one task by HTTP long polling.
  *
- *     const task = await follow(taskId, { version, onUpdate: (data) => show(data), signal });
+ *     const task = await follow(taskId, { version, onUpdate: (task) => show(task), signal });
  *
- * For pages and scripts of other sites, too: it needs only `api.js` and `poll_loop.js`.
+ * Scripts of other pages import it from `/static/longpoll.js`.
  */
 
-import { randomId, requestJson } from "./api.js";
-import { listenToPage, PollError, Pursuit } from "./poll_loop.js";
+import { requestJson } from "./http.js";
+import { listenToPage } from "./page.js";
+import { PollError } from "./poll_error.js";
+import { PollLoop } from "./poll_loop.js";
+import { randomId } from "./random_id.js";
 
-export { backoff, isFinished, PollError, sleep } from "./poll_loop.js";
-
-/** @typedef {import("./api.js").Task} Task */
-/** @typedef {import("./api.js").Fetch} Fetch */
-/** @typedef {import("./poll_loop.js").State} State */
-/** @typedef {{data: Task, poll: import("./poll_loop.js").Poll}} Reply */
+/** @import { PollInfo } from "./followed_tasks.js" */
+/** @import { Fetch } from "./http.js" */
+/** @import { PollOptions } from "./poll_loop.js" */
+/** @import { Task } from "./task.js" */
 /**
- * @typedef {object} Following
- * @property {number} [version] the version already shown
- * @property {(data: Task) => void} [onUpdate]
+ * @typedef {{data: Task, poll: PollInfo}} StatusReply
+ *
+ * @typedef {object} StatusOptions
+ * @property {string} clientId random for each page
+ * @property {number | undefined} [version] the version last seen
+ * @property {number | undefined} [wait] seconds; without it the server holds for as long as it may
+ * @property {AbortSignal} [signal]
+ * @property {Fetch | undefined} [fetch]
+ *
+ * @typedef {object} TaskOptions
+ * @property {number} [version] the version last seen
+ * @property {(task: Task) => void} [onUpdate]
  * @property {string} [clientId] random for each page
  * @property {Fetch} [fetch]
- *
- * @typedef {Following & import("./poll_loop.js").Options} Options
  */
 
 /**
- * Ask for a task's status once.
+ * Request a task's status once.
  * @param {string} taskId
- * @param {{version?: number, wait?: number, clientId: string, signal?: AbortSignal, fetch?: Fetch}} options
- * @returns {Promise<Reply>}
+ * @param {StatusOptions} options
+ * @returns {Promise<StatusReply>}
  */
 export async function askStatus(taskId, { version, wait, clientId, signal, fetch }) {
   const query = new URLSearchParams({ taskId, c: clientId });
   if (version !== undefined) query.set("version", String(version));
   if (wait !== undefined) query.set("wait", String(wait));
-  const reply = await requestJson(`/api/generate/status?${query}`, { signal, fetch });
+  const reply = /** @type {Partial<StatusReply>|null} */ (
+    await requestJson(`/api/generate/status?${query}`, { signal: signal ?? null, fetch })
+  );
   if (typeof reply?.data?.version !== "number") {
     throw new PollError("bad_reply", 200, "The reply was not a task");
   }
@@ -46,21 +56,24 @@ export async function askStatus(taskId, { version, wait, clientId, signal, fetch
 /**
  * Follow one task until it ends. Calls `onUpdate` for each newer version.
  * @param {string} taskId
- * @param {Options} [options]
+ * @param {TaskOptions & PollOptions} [options]
  * @returns {Promise<Task>} the final state
  * @throws {PollError} not signed in, not found, deleted, or nothing changed for too long
  */
 export async function follow(taskId, options = {}) {
-  const { version, onUpdate = () => {}, clientId = randomId(), fetch, ...rest } = options;
-  const pursuit = new Pursuit(async ({ entries: [entry], instant, signal }) => {
-    const wait = instant ? 0 : undefined;
-    const { data, poll } = await askStatus(taskId, { version: entry.version, wait, clientId, signal, fetch });
-    return { items: [data], notFound: [], last: poll.next === "stop", poll };
-  }, rest);
-  const ended = new Promise((onEnd, onError) => pursuit.add({ taskId, version }, { onUpdate, onEnd, onError }));
-  const stopListening = listenToPage(pursuit);
+  const { version, onUpdate = () => undefined, clientId = randomId(), fetch, ...pollOptions } = options;
+  const loop = new PollLoop(async ({ tasks, immediate, signal }) => {
+    const wait = immediate ? 0 : undefined;
+    const { data, poll } = await askStatus(taskId, { version: tasks[0]?.version, wait, clientId, signal, fetch });
+    return { tasks: [data], notFound: [], isLast: poll.next === "stop", poll };
+  }, pollOptions);
+  /** @type {Promise<Task>} */
+  const ended = new Promise((onEnd, onError) => {
+    loop.add({ taskId, version }, { onUpdate, onEnd, onError });
+  });
+  const stopListening = listenToPage(loop);
   try {
-    return await Promise.race([ended, pursuit.run().then(() => ended)]);
+    return await Promise.race([ended, loop.run().then(() => ended)]);
   } finally {
     stopListening();
   }

@@ -1,105 +1,115 @@
 // @ts-check
-/** Asks the server for all that any tab of this browser shows, with one request at a time. */
+/** Polls all tasks that any tab shows, with one request at a time. */
 
-import { randomId, requestJson } from "./api.js";
-import { PollError, Pursuit } from "./poll_loop.js";
+import { requestJson } from "./http.js";
+import { PollError } from "./poll_error.js";
+import { PollLoop } from "./poll_loop.js";
+import { randomId } from "./random_id.js";
 
-/** @typedef {import("./api.js").Task} Task */
-/** @typedef {{taskId: string, version: number, createdAt: string}} Want what a tab shows of a task */
+/** @import { PollInfo, PollReply } from "./followed_tasks.js" */
+/** @import { PollMessage, ShownTask } from "./messages.js" */
+/** @import { PollRequest } from "./poll_loop.js" */
+/** @import { Task } from "./task.js" */
 /**
- * What a leader tells the tabs.
- * @typedef {{kind: "news", data: Task, reset: boolean}} News
- * @typedef {{kind: "failed", taskId: string, error: {code: string, status: number, message: string}}} Failure
- * @typedef {{kind: "state", state: import("./poll_loop.js").State}} StateChange
- * @typedef {{holdSeconds: number, clientTimeoutSeconds: number, budgetSeconds: number}} Settings
+ * @typedef {{holdSeconds: number, clientTimeoutSeconds: number, budgetSeconds: number}} PollSettings
+ * @typedef {{items: Task[], notFound: string[], poll: PollInfo}} BatchReply
  */
 
-/** So many tasks can be named in one request. The newest are; the others follow as places get free. */
-const PLACES = 50;
-/** Progress may come two steps at a time, the end may not: the server holds the one back, not the other. */
+/** The server takes this many tasks in one request. Older ones follow when some of the newest have finished. */
+const MAX_TASKS = 50;
+/** For how long the server may gather progress; it replies at once to a new status. */
 const GATHER_SECONDS = 2;
-/** Within this time all tabs have said what they want. */
+/** Within this time every tab has sent its tasks. */
 const SETTLE_MS = 30;
 
 /**
- * @param {import("./poll_loop.js").Question} question
+ * @param {PollRequest} request
  * @param {string} clientId
- * @returns {Promise<import("./poll_loop.js").Answer>}
+ * @returns {Promise<PollReply>}
  */
-async function askBatch({ entries, instant, signal }, clientId) {
+async function askBatch({ tasks, immediate, signal }, clientId) {
   const query = new URLSearchParams({ c: clientId, gather: String(GATHER_SECONDS) });
-  if (instant) query.set("wait", "0");
-  for (const { taskId, version } of entries) query.append("task", `${taskId}:${version ?? 0}`);
-  const reply = await requestJson(`/api/generate/status/batch?${query}`, { signal });
+  if (immediate) query.set("wait", "0");
+  for (const { taskId, version } of tasks) query.append("task", `${taskId}:${version ?? 0}`);
+  const reply = /** @type {Partial<BatchReply>|null} */ (
+    await requestJson(`/api/generate/status/batch?${query}`, { signal })
+  );
   if (!Array.isArray(reply?.items) || !Array.isArray(reply.notFound)) {
     throw new PollError("bad_reply", 200, "The reply was not about tasks");
   }
-  return { items: reply.items, notFound: reply.notFound, last: false, poll: reply.poll ?? {} };
+  return { tasks: reply.items, notFound: reply.notFound, isLast: false, poll: reply.poll ?? {} };
 }
 
 export class Leader {
-  /** @param {Settings} settings @param {(message: News|Failure|StateChange) => void} tell every tab, this one too */
-  constructor(settings, tell) {
-    this.tell = tell;
-    this.reign = new AbortController();
-    /** @type {Map<string, Set<string>>} the tasks that each tab shows */
-    this.wants = new Map();
+  /**
+   * @param {PollSettings} settings
+   * @param {(message: PollMessage) => void} send to every tab, this one included
+   */
+  constructor(settings, send) {
+    this.send = send;
+    this.stopping = new AbortController();
+    /** @type {Map<string, Set<string>>} the ids of the tasks that each tab shows */
+    this.idsByTab = new Map();
     this.running = false;
     const clientId = randomId();
-    this.pursuit = new Pursuit((question) => askBatch(question, clientId), {
+    this.loop = new PollLoop((request) => askBatch(request, clientId), {
       ...settings,
-      places: PLACES,
-      signal: this.reign.signal,
-      onState: (state) => this.tell({ kind: "state", state }),
+      maxTasks: MAX_TASKS,
+      signal: this.stopping.signal,
+      onState: (state) => this.send({ type: "state", state }),
     });
   }
 
-  /** Take what a tab shows now, instead of what it showed before. @param {string} tab @param {Want[]} tasks */
-  want(tab, tasks) {
-    this.wants.set(tab, new Set(tasks.map(({ taskId }) => taskId)));
-    if (!tasks.length) this.wants.delete(tab);
-    const sets = [...this.wants.values()];
-    for (const taskId of [...this.pursuit.entries.keys()]) {
-      if (!sets.some((wanted) => wanted.has(taskId))) this.pursuit.drop(taskId);
+  /**
+   * Replace the tasks of a tab, and follow those that any tab shows.
+   * @param {string} tab
+   * @param {ShownTask[]} tasks
+   */
+  setTasks(tab, tasks) {
+    this.idsByTab.set(tab, new Set(tasks.map(({ taskId }) => taskId)));
+    if (!tasks.length) this.idsByTab.delete(tab);
+    const shown = [...this.idsByTab.values()];
+    for (const taskId of [...this.loop.tasks.byId.keys()]) {
+      if (!shown.some((ids) => ids.has(taskId))) this.loop.remove(taskId);
     }
     for (const task of tasks) this.follow(task);
     this.run();
   }
 
-  /** @param {Want} task */
+  /** @param {ShownTask} task */
   follow(task) {
     const { taskId, version } = task;
-    const known = this.pursuit.entries.get(taskId)?.version;
-    // A tab that is behind is told what it missed by asking from where it is: the others know it already.
-    if (known !== undefined && known <= version) return;
-    this.pursuit.add(task, {
-      onUpdate: (data, reset) => this.tell({ kind: "news", data, reset }),
-      onEnd: () => {},
-      onError: ({ code, status, message }) => this.tell({ kind: "failed", taskId, error: { code, status, message } }),
+    const polled = this.loop.tasks.byId.get(taskId)?.version;
+    // Poll from the version of a tab that is behind: it gets what it has missed, the other tabs ignore it.
+    if (polled !== undefined && polled <= version) return;
+    this.loop.add(task, {
+      onUpdate: (update, reset) => this.send({ type: "update", task: update, reset }),
+      onEnd: () => undefined, // the update has told it
+      onError: ({ code, status, message }) => this.send({ type: "failure", taskId, error: { code, status, message } }),
     });
   }
 
-  /** Ask as long as there is anything to ask for. */
+  /** Poll as long as there are tasks. */
   async run() {
     if (this.running) return;
     this.running = true;
     try {
       await new Promise((resolve) => setTimeout(resolve, SETTLE_MS));
-      await this.pursuit.run();
+      await this.loop.run();
     } catch (error) {
-      if (!this.reign.signal.aborted) reportError(error);
+      if (!this.stopping.signal.aborted) reportError(error);
     }
     this.running = false;
-    if (this.pursuit.entries.size && !this.reign.signal.aborted) this.run();
+    if (this.loop.tasks.size && !this.stopping.signal.aborted) this.run();
   }
 
-  /** Somebody is looking, or the network is back: ask now. */
+  /** Poll now: a tab is visible again, or the network is back. */
   wake() {
-    this.pursuit.wake();
+    this.loop.wake();
   }
 
-  /** Ask no more. */
+  /** End the request and send no more. */
   stop() {
-    this.reign.abort();
+    this.stopping.abort();
   }
 }

@@ -1,88 +1,103 @@
 // @ts-check
 /**
- * The tabs of one browser that show this site to one user: they hear each other, and one of them leads.
+ * The tabs of one browser that show this site to one user: they exchange messages, and elect a leader.
  *
- * Whoever has the Web Lock leads; a tab that closes or crashes gives it back, and the next in the queue
- * has it. Where there are no Web Locks (plain http on a local network) each tab is its own leader.
+ * The tab that holds the Web Lock leads; the browser gives the lock of a closed or crashed tab to the next in its queue.
+ * Where there are no Web Locks (plain http on a local network) each tab leads itself.
  */
 
-/** With the number of what the tabs say to each other: after an update, old and new ones don't mix. */
-const NAME = "longpoll-desk-2";
+/** @import { TabMessage } from "./messages.js" */
+/**
+ * @typedef {object} TabEvents
+ * @property {(data: unknown) => void} onMessage another tab has sent this
+ * @property {() => void} onLead this tab leads from now on
+ * @property {() => void} onRetire another tab has taken the lead
+ */
+
+/** Name of the channel and the lock. The number changes with the messages: tabs loaded before an update hear their own. */
+const NAME = "longpoll-feed-3";
 
 export class Tabs {
   /**
-   * @param {string} user another user's tabs are not spoken to
-   * @param {object} events
-   * @param {(message: any) => void} events.hear a message of another tab
-   * @param {() => void} events.lead this tab leads from now on
-   * @param {() => void} events.retire and now no more
+   * @param {string} user only tabs of the same user exchange messages
+   * @param {TabEvents} events
    */
   constructor(user, events) {
     this.name = `${NAME}-${user}`;
     this.events = events;
     /** @type {BroadcastChannel|null} */
     this.channel = null;
-    /** @type {AbortController|null} as long as this tab takes part */
+    /** @type {AbortController|null} aborted when this tab leaves, null before it joins */
     this.membership = null;
-    this.candidacy = new AbortController();
+    /** Aborts a request for the lock that hasn't been granted. */
+    this.lockRequest = new AbortController();
   }
 
-  /** Take part: hear the others, and lead when it is this tab's turn. */
+  /** Exchange messages with the other tabs, and queue for the lock. */
   join() {
     if (this.membership) return;
     this.membership = new AbortController();
-    if (!navigator.locks || !globalThis.BroadcastChannel) return this.events.lead();
+    if (!navigator.locks || !globalThis.BroadcastChannel) {
+      this.events.onLead();
+      return;
+    }
     this.channel = new BroadcastChannel(this.name);
-    this.channel.addEventListener("message", ({ data }) => this.events.hear(data));
-    this.queue();
+    this.channel.addEventListener("message", ({ data }) => this.events.onMessage(data));
+    this.queueForLock();
   }
 
-  /** Take part no more, and let another one lead. */
+  /** Close the channel and release the lock. */
   leave() {
     const { membership } = this;
     this.membership = null;
-    this.candidacy.abort();
+    this.lockRequest.abort();
     membership?.abort();
     this.channel?.close();
     this.channel = null;
   }
 
-  /** Tell all other tabs. @param {object} message */
-  tell(message) {
+  /**
+   * Send a message to all other tabs.
+   * @param {TabMessage} message
+   */
+  send(message) {
     this.channel?.postMessage(message);
   }
 
-  /** Wait until nobody else leads. */
-  queue() {
-    this.candidacy = new AbortController();
-    this.request({ signal: this.candidacy.signal });
+  /** Lead as soon as no other tab does. */
+  queueForLock() {
+    this.lockRequest = new AbortController();
+    this.requestLock({ signal: this.lockRequest.signal });
   }
 
-  /** Lead now: whoever leads says nothing, as a tab that the browser has frozen. */
-  usurp() {
+  /** Lead at once: the leader doesn't reply, probably because the browser has frozen its tab. */
+  stealLock() {
     if (!this.channel) return;
-    this.candidacy.abort();
-    this.request({ steal: true });
+    this.lockRequest.abort();
+    this.requestLock({ steal: true });
   }
 
   /** @param {LockOptions} options */
-  async request(options) {
+  async requestLock(options) {
     const { membership } = this;
-    let led = false;
-    const reign = () => {
-      if (!membership || membership.signal.aborted) return;
-      led = true;
-      this.events.lead();
+    let hasLed = false;
+    const whileLeading = () => {
+      if (!membership || membership.signal.aborted) return Promise.resolve();
+      hasLed = true;
+      this.events.onLead();
       return new Promise((resolve) => membership.signal.addEventListener("abort", resolve, { once: true }));
     };
     try {
-      await navigator.locks.request(this.name, options, reign);
+      await navigator.locks.request(this.name, options, whileLeading);
     } catch (error) {
-      if (/** @type {Error} */ (error).name !== "AbortError") return this.events.lead();
-      // We have left, or stand elsewhere in the queue; or another tab took the lock from us.
-      if (!led || membership !== this.membership) return;
-      this.events.retire();
-      this.queue();
+      if (/** @type {Error} */ (error).name !== "AbortError") {
+        this.events.onLead();
+        return;
+      }
+      // Either this tab has left or replaced its request, or another tab has stolen the lock.
+      if (!hasLed || membership !== this.membership) return;
+      this.events.onRetire();
+      this.queueForLock();
     }
   }
 }

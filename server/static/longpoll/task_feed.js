@@ -1,173 +1,226 @@
 // @ts-check
 /**
- * What this page follows. However many tasks and tabs there are, one request is held for all of them.
+ * Updates of the tasks that a page shows, over one held request for all tasks of all tabs.
  *
- * HTTP/1.1 gives a browser six connections to one host, for all its tabs together. So one tab leads: it
- * asks for what all of them show, and tells them what it hears. The cards know only `watch` and `forget`.
+ * HTTP/1.1 gives a browser six connections to a host, for all its tabs together. So one tab leads: it polls what all of
+ * them show, and sends them the updates. The parts of the page call only `watch` and `unwatch`.
  */
 
-import { randomId } from "./api.js";
 import { Leader } from "./leader.js";
-import { isFinished, listenToPage, PollError } from "./poll_loop.js";
+import { ignoreUnknown, parseMessage } from "./messages.js";
+import { listenToPage } from "./page.js";
+import { PollError } from "./poll_error.js";
+import { randomId } from "./random_id.js";
 import { Tabs } from "./tabs.js";
+import { isFinished } from "./task.js";
 
-/** @typedef {import("./api.js").Task} Task */
+/** @import { PollSettings } from "./leader.js" */
+/** @import { Failure, ShownTask, TabMessage } from "./messages.js" */
+/** @import { State } from "./poll_loop.js" */
+/** @import { Task } from "./task.js" */
 /**
- * @typedef {object} Watcher
- * @property {(data: Task) => void} onUpdate
- * @property {(state: import("./poll_loop.js").State) => void} onState
- * @property {(data: Task) => void} onEnd
- * @property {(error: PollError) => void} onError following ended without a final state
+ * @typedef {object} FeedWatcher
+ * @property {(task: Task) => void} onUpdate
+ * @property {(state: State) => void} onState
+ * @property {(task: Task) => void} onEnd the final state
+ * @property {(error: PollError) => void} onError the task isn't followed any more, without a final state
  *
- * @typedef {{taskId: string, createdAt: string, version: number, watcher: Watcher}} Entry
+ * @typedef {ShownTask & {watcher: FeedWatcher}} WatchedTask
  */
 
-/** A leader that is asked whether it is there answers within milliseconds, unless its tab is frozen. */
-const PATIENCE_SECONDS = 5;
+/** The leader replies to a ping within milliseconds, unless the browser has frozen its tab. */
+const PONG_SECONDS = 5;
 
-export class Desk {
-  /** @param {import("./leader.js").Settings & {patienceSeconds?: number, user?: string}} settings */
-  constructor({ patienceSeconds = PATIENCE_SECONDS, user = "", ...settings }) {
-    this.patienceMs = patienceSeconds * 1000;
+export class TaskFeed {
+  /** @param {PollSettings & {pongSeconds?: number, user?: string}} settings */
+  constructor({ pongSeconds = PONG_SECONDS, user = "", ...settings }) {
+    this.pongMs = pongSeconds * 1000;
     this.settings = settings;
-    this.name = randomId();
-    /** @type {Map<string, Entry>} */
-    this.entries = new Map();
-    /** @type {Leader|null} if this tab leads */
+    this.tabId = randomId();
+    /** @type {Map<string, WatchedTask>} */
+    this.watched = new Map();
+    /** @type {Leader|null} null while another tab leads */
     this.leader = null;
-    this.announcing = false;
-    /** @type {number|undefined} */
-    this.silence = undefined;
+    this.sendScheduled = false;
+    /** @type {number|undefined} runs while another tab leads: first until it is pinged, then until its pong is late */
+    this.leaderTimer = undefined;
     this.tabs = new Tabs(user, {
-      hear: (message) => this.hear(message),
-      lead: () => this.lead(),
-      retire: () => this.retire(),
+      onMessage: (data) => this.receive(data),
+      onLead: () => this.lead(),
+      onRetire: () => this.retire(),
     });
     listenToPage(this);
   }
 
-  /** Follow a task from the version already shown. @param {Task} task @param {Watcher} watcher */
+  /**
+   * Follow a task from its version on.
+   * @param {ShownTask} task
+   * @param {FeedWatcher} watcher
+   */
   watch({ taskId, createdAt, version }, watcher) {
-    this.entries.set(taskId, { taskId, createdAt, version, watcher });
+    this.watched.set(taskId, { taskId, createdAt, version, watcher });
     this.tabs.join();
-    this.announce();
+    this.scheduleSendTasks();
   }
 
-  /** Follow a task no longer. @param {string} taskId */
-  forget(taskId) {
-    if (this.entries.delete(taskId)) this.announce();
+  /**
+   * Follow a task no longer.
+   * @param {string} taskId
+   */
+  unwatch(taskId) {
+    if (this.watched.delete(taskId)) this.scheduleSendTasks();
   }
 
-  /** Say what this tab shows, once for all that changed in this turn. */
-  announce() {
-    if (this.announcing) return;
-    this.announcing = true;
+  /** Send this tab's tasks once for all changes of this turn of the event loop. */
+  scheduleSendTasks() {
+    if (this.sendScheduled) return;
+    this.sendScheduled = true;
     queueMicrotask(() => {
-      this.announcing = false;
-      this.sayWants();
+      this.sendScheduled = false;
+      this.sendTasks();
     });
   }
 
-  sayWants() {
-    const tasks = [...this.entries.values()].map(({ taskId, createdAt, version }) => ({ taskId, createdAt, version }));
-    if (this.leader) this.leader.want(this.name, tasks);
-    else this.tabs.tell({ kind: "want", tab: this.name, tasks });
-    this.listenForSilence();
+  /** Tell the leader, which may be this tab, what this tab shows. */
+  sendTasks() {
+    const tasks = [...this.watched.values()].map(({ taskId, createdAt, version }) => ({ taskId, createdAt, version }));
+    if (this.leader) this.leader.setTasks(this.tabId, tasks);
+    else this.tabs.send({ type: "tasks", tab: this.tabId, tasks });
+    this.restartLeaderTimer();
   }
 
   // Leading ---------------------------------------------------------------------------------------
 
   lead() {
-    clearTimeout(this.silence);
+    clearTimeout(this.leaderTimer);
     this.leader = new Leader(this.settings, (message) => {
-      this.tabs.tell(message);
-      this.take(message);
+      this.tabs.send(message);
+      this.handle(message);
     });
-    this.tabs.tell({ kind: "who" });
-    this.sayWants();
+    this.tabs.send({ type: "leading" });
+    this.sendTasks();
   }
 
   retire() {
     this.leader?.stop();
     this.leader = null;
-    this.sayWants();
+    this.sendTasks();
   }
 
-  // Hearing ---------------------------------------------------------------------------------------
+  // Messages --------------------------------------------------------------------------------------
 
-  /** A message of another tab. @param {any} message */
-  hear(message) {
-    const { leader } = this;
-    if (message.kind === "who") this.sayWants();
-    else if (message.kind === "want") leader?.want(message.tab, message.tasks);
-    else if (message.kind === "wake") leader?.wake();
-    else if (message.kind === "check") leader && this.tabs.tell({ kind: "here" });
-    else this.take(message);
+  /**
+   * Handle a message of another tab.
+   * @param {unknown} data
+   */
+  receive(data) {
+    const message = parseMessage(data);
+    if (message) this.handle(message);
   }
 
-  /** What the leader says, be it this tab or another one. @param {any} message */
-  take(message) {
-    this.listenForSilence();
-    if (message.kind === "news") this.show(message.data, message.reset);
-    if (message.kind === "failed") this.fail(message.taskId, message.error);
-    if (message.kind === "state") for (const { watcher } of this.entries.values()) watcher.onState(message.state);
+  /** @param {TabMessage} message */
+  handle(message) {
+    switch (message.type) {
+      case "tasks":
+        this.leader?.setTasks(message.tab, message.tasks);
+        break;
+      case "wake":
+        this.leader?.wake();
+        break;
+      case "ping":
+        if (this.leader) this.tabs.send({ type: "pong" });
+        break;
+      case "leading":
+        this.sendTasks();
+        break;
+      case "pong":
+        this.restartLeaderTimer();
+        break;
+      case "update":
+        this.restartLeaderTimer();
+        this.applyUpdate(message.task, message.reset);
+        break;
+      case "failure":
+        this.restartLeaderTimer();
+        this.applyFailure(message.taskId, message.error);
+        break;
+      case "state":
+        this.restartLeaderTimer();
+        for (const { watcher } of this.watched.values()) watcher.onState(message.state);
+        break;
+      default:
+        ignoreUnknown(message);
+    }
   }
 
-  /** @param {Task} data @param {boolean} reset the server's versions have begun anew */
-  show(data, reset) {
-    const entry = this.entries.get(data.taskId);
-    if (!entry || data.version === entry.version || (data.version < entry.version && !reset)) return;
-    entry.version = data.version;
-    if (!isFinished(data)) return entry.watcher.onUpdate(data);
-    this.entries.delete(data.taskId);
-    entry.watcher.onEnd(data);
+  /**
+   * @param {Task} task
+   * @param {boolean} reset whether the version may be lower than the last one
+   */
+  applyUpdate(task, reset) {
+    const watched = this.watched.get(task.taskId);
+    if (!watched || task.version === watched.version || (task.version < watched.version && !reset)) return;
+    watched.version = task.version;
+    if (!isFinished(task)) {
+      watched.watcher.onUpdate(task);
+      return;
+    }
+    this.watched.delete(task.taskId);
+    watched.watcher.onEnd(task);
   }
 
-  /** @param {string} taskId @param {{code: string, status: number, message: string}} error */
-  fail(taskId, { code, status, message }) {
-    const entry = this.entries.get(taskId);
-    if (!entry) return;
-    this.entries.delete(taskId);
-    entry.watcher.onError(new PollError(code, status, message));
+  /**
+   * @param {string} taskId
+   * @param {Failure} error
+   */
+  applyFailure(taskId, { code, status, message }) {
+    const watched = this.watched.get(taskId);
+    if (!watched) return;
+    this.watched.delete(taskId);
+    watched.watcher.onError(new PollError(code, status, message));
   }
 
-  // A leader that says nothing --------------------------------------------------------------------
+  // A leader that sends nothing -------------------------------------------------------------------
 
-  /** It has something to say at least once in a hold. */
-  listenForSilence() {
-    clearTimeout(this.silence);
-    if (this.leader || !this.entries.size) return;
-    this.silence = setTimeout(() => this.check(), this.settings.clientTimeoutSeconds * 1000);
+  /** Expect a message from the leader within the time that its longest poll may take. */
+  restartLeaderTimer() {
+    clearTimeout(this.leaderTimer);
+    if (this.leader || !this.watched.size) return;
+    this.leaderTimer = setTimeout(() => this.pingLeader(), this.settings.clientTimeoutSeconds * 1000);
   }
 
-  /** Make sure that the leader is there; the browser may have frozen its tab. */
-  check() {
-    clearTimeout(this.silence);
-    if (this.leader || !this.entries.size) return;
-    this.tabs.tell({ kind: "check" });
-    this.silence = setTimeout(() => this.tabs.usurp(), this.patienceMs);
+  /** Ping the leader, and steal its lock if it doesn't reply in time: the browser may have frozen its tab. */
+  pingLeader() {
+    clearTimeout(this.leaderTimer);
+    if (this.leader || !this.watched.size) return;
+    this.tabs.send({ type: "ping" });
+    this.leaderTimer = setTimeout(() => this.tabs.stealLock(), this.pongMs);
   }
 
-  // Leaving and coming back -----------------------------------------------------------------------
+  // Events of the page ----------------------------------------------------------------------------
 
-  /** Somebody looks at this tab, or the network is back. */
+  /** Have the leader poll now: the page is visible again, or the network is back. */
   wake() {
-    if (this.leader) return this.leader.wake();
-    this.tabs.tell({ kind: "wake" });
-    this.check();
+    if (this.leader) {
+      this.leader.wake();
+      return;
+    }
+    this.tabs.send({ type: "wake" });
+    this.pingLeader();
   }
 
-  /** The page goes, perhaps into the back/forward cache. */
-  leave() {
-    clearTimeout(this.silence);
-    this.tabs.tell({ kind: "want", tab: this.name, tasks: [] });
+  /** Stop polling, and let another tab lead: the page may go into the back/forward cache. */
+  suspend() {
+    clearTimeout(this.leaderTimer);
+    this.tabs.send({ type: "tasks", tab: this.tabId, tasks: [] });
     this.leader?.stop();
     this.leader = null;
     this.tabs.leave();
   }
 
-  comeBack() {
-    if (this.entries.size) this.tabs.join();
-    this.announce();
+  /** Take part again after `suspend`. */
+  resume() {
+    if (this.watched.size) this.tabs.join();
+    this.scheduleSendTasks();
   }
 }

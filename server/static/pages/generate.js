@@ -1,48 +1,53 @@
 // @ts-check
-/** The page where pictures are created and watched. */
+/** The page on which pictures are created and watched. */
 
-import { ApiError, listTasks } from "../longpoll/api.js";
+import { listTasks } from "../longpoll/api.js";
+import { ApiError } from "../longpoll/http.js";
+import { repeatedSubmission } from "../longpoll/submission.js";
 import { Composer } from "../parts/composer.js";
 import { keepDraft, takeDraft } from "../parts/draft.js";
+import { byId, showText } from "../parts/elements.js";
 import { Gallery } from "../parts/gallery.js";
-import { identity, isLost, takeRefusal } from "../parts/identity.js";
-import { submissionAgain } from "../longpoll/submission.js";
+import { handleLoginError, isLoggedOut, sessionEvents } from "../parts/session.js";
 
-/** @typedef {import("../longpoll/submission.js").Submission} Submission */
+/** @import { Submission } from "../longpoll/submission.js" */
+/** @import { Task } from "../longpoll/task.js" */
 
-/** @typedef {import("../longpoll/api.js").Task} Task */
+/** The page shows this many of the newest tasks. */
+const MAX_SHOWN = 12;
 
-const SHOWN = 12;
+const list = byId("cards", HTMLElement);
+const empty = byId("empty", HTMLElement);
+const listError = byId("list-error", HTMLElement);
+const form = byId("composer", HTMLFormElement);
 
-const list = /** @type {HTMLElement} */ (document.getElementById("cards"));
-const empty = /** @type {HTMLElement} */ (document.getElementById("empty"));
-const listError = /** @type {HTMLElement} */ (document.getElementById("list-error"));
-const form = /** @type {HTMLFormElement} */ (document.getElementById("composer"));
-
-const gallery = new Gallery(list, { onRetry: retry });
+const gallery = new Gallery(list, retry);
 const composer = new Composer(form, submit);
 
-/** @type {Submission|null} sent, but not known to have arrived */
-let unanswered = null;
+/** @type {Submission|null} failed, but its task may have been created */
+let unconfirmed = null;
 let sending = false;
 
-/** @param {Submission} wish @param {string} [prompt] what it is about */
-async function submit(wish, prompt = String(wish.form?.get("prompt"))) {
+/**
+ * @param {Submission} next
+ * @param {string} [prompt]
+ */
+async function submit(next, prompt = String(next.form?.get("prompt"))) {
   if (sending) return;
-  // The answer to the last try may be what was lost: the same wish keeps its key.
-  const submission = unanswered && wish.equals(unanswered) ? unanswered : wish;
-  unanswered = submission;
+  // If only the reply was lost, the same inputs must not create a second task: send them with the same key.
+  const submission = unconfirmed && next.equals(unconfirmed) ? unconfirmed : next;
+  unconfirmed = submission;
   sending = true;
   composer.setBusy(true);
   composer.showProblem("");
   try {
-    // With nothing before it, it begins at once: its first state is worth the moment, and a request less.
+    // If no other task is before it, a worker begins at once: waiting for that saves a poll.
     const { data } = await submission.send(gallery.unfinished.length === 0);
     empty.hidden = true;
     gallery.add({ ...data, prompt }, "first");
-    unanswered = null;
+    unconfirmed = null;
   } catch (error) {
-    takeError(error);
+    handleSubmitError(error);
   } finally {
     sending = false;
     composer.setBusy(false);
@@ -50,51 +55,49 @@ async function submit(wish, prompt = String(wish.form?.get("prompt"))) {
 }
 
 /** @param {unknown} error */
-function takeError(error) {
+function handleSubmitError(error) {
   if (!(error instanceof ApiError)) {
-    return composer.showProblem("The server can't be reached. Your prompt is still here: please try again.");
-  }
-  if (takeRefusal(error)) composer.showProblem("Your session has ended: this was not sent. Log in, then send it again.");
-  else composer.showProblem(explain(error));
+    composer.showProblem("The server can't be reached. Your prompt is still here: please try again.");
+  } else if (handleLoginError(error)) {
+    composer.showProblem("Your session has ended: this was not sent. Log in, then send it again.");
+  } else composer.showProblem(explain(error));
 }
 
 /** @param {ApiError} error */
 function explain(error) {
   const seconds = Math.ceil(error.retryAfterMs / 1000);
-  const sentence = error.message.replace(/\.?$/, ".");
+  const sentence = error.message.replace(/\.?$/u, ".");
   if (seconds) return `${sentence} Please try again in ${seconds} s.`;
   return error.status >= 500 ? `${sentence} Please try again.` : sentence;
 }
 
 /** @param {Task} task */
 function retry({ taskId, prompt }) {
-  submit(submissionAgain(taskId), prompt);
+  submit(repeatedSubmission(taskId), prompt);
   form.scrollIntoView({ block: "nearest" });
 }
 
 async function showTasks() {
   try {
-    const tasks = await listTasks(SHOWN);
-    tasks.forEach((task) => gallery.add(task));
+    for (const task of await listTasks(MAX_SHOWN)) gallery.add(task);
     empty.hidden = gallery.cards.size > 0;
     listError.hidden = true;
   } catch (error) {
-    if (takeRefusal(error)) return;
-    listError.textContent = "Your pictures could not be loaded. Reload the page to try again.";
-    listError.hidden = false;
+    if (handleLoginError(error)) return;
+    showText(listError, "Your pictures could not be loaded. Reload the page to try again.");
   } finally {
     list.removeAttribute("aria-busy");
   }
 }
 
 window.addEventListener("pagehide", () => {
-  const draft = composer.describe();
-  if (isLost() && draft.prompt) keepDraft(draft);
+  const draft = composer.readDraft();
+  if (isLoggedOut() && draft.prompt) keepDraft(draft);
 });
-identity.addEventListener("return", () => {
+sessionEvents.addEventListener("restored", () => {
   composer.showProblem("");
   showTasks();
 });
 const draft = takeDraft();
-if (draft) composer.restore(draft);
+if (draft) composer.restoreDraft(draft);
 showTasks();

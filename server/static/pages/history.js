@@ -1,47 +1,51 @@
 // @ts-check
-/** The list of all tasks: local times, and deleting. */
+/** The list of all tasks: shows local times, and deletes tasks. */
 
-import { ApiError, deleteTask } from "../longpoll/api.js";
-import { showTime } from "../parts/card.js";
-import { confirmDelete } from "../parts/confirm.js";
-import { takeRefusal } from "../parts/identity.js";
+import { deleteTask } from "../longpoll/api.js";
+import { ApiError } from "../longpoll/http.js";
+import { confirmDelete } from "../parts/confirm_delete.js";
+import { byId, showText } from "../parts/elements.js";
+import { showTime } from "../parts/formats.js";
+import { handleLoginError } from "../parts/session.js";
 
-const problem = /** @type {HTMLElement} */ (document.getElementById("history-error"));
-const status = /** @type {HTMLElement} */ (document.getElementById("history-status"));
+const problem = byId("history-error", HTMLElement);
+const status = byId("history-status", HTMLElement);
 
-document.querySelectorAll("time").forEach((time) => showTime(time, time.dateTime));
-document.querySelectorAll(".history-delete").forEach((button) => {
+for (const time of document.querySelectorAll("time")) showTime(time, time.dateTime);
+for (const button of document.querySelectorAll(".history-delete")) {
   const item = /** @type {HTMLElement} */ (button.closest(".history-item"));
-  button.addEventListener("click", () => remove(item));
-});
+  button.addEventListener("click", () => confirmAndDelete(item));
+}
 
 /** @param {HTMLElement} item */
-async function remove(item) {
+async function confirmAndDelete(item) {
   const { taskId = "", prompt = "" } = item.dataset;
   if (!(await confirmDelete(prompt))) return;
   problem.hidden = true;
   try {
     await deleteTask(taskId);
-    drop(item);
+    removeItem(item);
   } catch (error) {
-    takeError(error, item);
+    handleDeleteError(error, item);
   }
 }
 
 /** @param {HTMLElement} item */
-function drop(item) {
+function removeItem(item) {
   const neighbour = item.nextElementSibling ?? item.previousElementSibling;
   const focus = /** @type {HTMLElement|null} */ (neighbour?.querySelector(".history-delete") ?? null);
   item.remove();
   status.textContent = "Deleted.";
   if (focus) focus.focus();
-  else location.reload(); // the page is empty: an older one may follow
+  else location.reload(); // this page of the list is empty: older tasks may fill it
 }
 
-/** @param {unknown} error @param {HTMLElement} item */
-function takeError(error, item) {
-  if (takeRefusal(error)) return;
-  if (error instanceof ApiError && error.code === "task_not_found") return drop(item);
-  problem.textContent = "It could not be deleted. Please try again.";
-  problem.hidden = false;
+/**
+ * @param {unknown} error
+ * @param {HTMLElement} item
+ */
+function handleDeleteError(error, item) {
+  if (handleLoginError(error)) return;
+  if (error instanceof ApiError && error.code === "task_not_found") removeItem(item);
+  else showText(problem, "It could not be deleted. Please try again.");
 }

@@ -1,48 +1,51 @@
 // @ts-check
-/** One picture on its own page, live until it is finished. */
+/** The page of one task, updated until it is finished. */
 
 import { deleteTask } from "../longpoll/api.js";
-import { confirmDelete } from "../parts/confirm.js";
+import { repeatedSubmission } from "../longpoll/submission.js";
+import { confirmDelete } from "../parts/confirm_delete.js";
+import { byId, showText } from "../parts/elements.js";
 import { Gallery } from "../parts/gallery.js";
-import { takeRefusal } from "../parts/identity.js";
-import { submissionAgain } from "../longpoll/submission.js";
+import { handleLoginError } from "../parts/session.js";
 
-/** @typedef {import("../longpoll/api.js").Task} Task */
+/** @import { Task } from "../longpoll/task.js" */
 
-const list = /** @type {HTMLElement} */ (document.getElementById("cards"));
-const button = /** @type {HTMLButtonElement} */ (document.getElementById("delete"));
-const problem = /** @type {HTMLElement} */ (document.getElementById("delete-error"));
-const task = /** @type {Task} */ (JSON.parse(list.dataset.task ?? "{}"));
+const list = byId("cards", HTMLElement);
+const button = byId("delete", HTMLButtonElement);
+const problem = byId("delete-error", HTMLElement);
+/** @type {Task} */
+const task = JSON.parse(list.dataset.task ?? "{}");
 
-const gallery = new Gallery(list, { onRetry: retry });
+const gallery = new Gallery(list, retry);
 gallery.add(task);
 button.hidden = false;
-button.addEventListener("click", remove);
+button.addEventListener("click", confirmAndDelete);
 
 async function retry() {
   problem.hidden = true;
   try {
-    const { taskId } = await submissionAgain(task.taskId).send(false);
+    const { taskId } = await repeatedSubmission(task.taskId).send(false);
     location.assign(`/tasks/${encodeURIComponent(taskId)}`);
   } catch (error) {
-    takeError(error, /** @type {Error} */ (error).message);
+    showError(error, /** @type {Error} */ (error).message);
   }
 }
 
-async function remove() {
+async function confirmAndDelete() {
   if (!(await confirmDelete(task.prompt ?? ""))) return;
-  gallery.desk.forget(task.taskId);
+  gallery.feed.unwatch(task.taskId);
   try {
     await deleteTask(task.taskId);
     location.assign("/tasks");
   } catch (error) {
-    takeError(error, "It could not be deleted. Please try again.");
+    showError(error, "It could not be deleted. Please try again.");
   }
 }
 
-/** @param {unknown} error @param {string} text */
-function takeError(error, text) {
-  if (takeRefusal(error)) return;
-  problem.textContent = text;
-  problem.hidden = false;
+/**
+ * @param {unknown} error
+ * @param {string} text
+ */
+function showError(error, text) {
+  if (!handleLoginError(error)) showText(problem, text);
 }

@@ -1,27 +1,32 @@
 // @ts-check
-/** What was typed and not sent when its page went, kept in this tab for the same user. */
+/** The inputs of a form that was not sent, kept in the tab's storage for the same user. */
 
-import { pageUser } from "../longpoll/api.js";
+import { pageUser } from "../longpoll/page.js";
 
-const NAME = "unsent";
+/** @typedef {{prompt: string, seed: string, size: string, type: string, file: string}} Draft `file`: its name */
 
-/** @param {object} draft */
+const STORAGE_KEY = "unsent";
+
+/** @param {Draft} draft */
 export function keepDraft(draft) {
   try {
-    sessionStorage.setItem(NAME, JSON.stringify({ user: pageUser, draft }));
+    sessionStorage.setItem(STORAGE_KEY, JSON.stringify({ user: pageUser, draft }));
   } catch {
-    // no storage, or no room in it
+    // storage is disabled or full: the draft is lost
   }
 }
 
-/** Take it out. @returns {any} null if this user has left none */
+/**
+ * Remove the draft from the storage and return it; null if the page's user has left none.
+ * @returns {Draft|null}
+ */
 export function takeDraft() {
-  const { user, draft } = JSON.parse(sessionStorage.getItem(NAME) ?? "{}");
+  const { user, draft } = JSON.parse(sessionStorage.getItem(STORAGE_KEY) ?? "{}");
   if (!draft || user !== pageUser) return null;
   forgetDraft();
   return draft;
 }
 
 export function forgetDraft() {
-  sessionStorage.removeItem(NAME);
+  sessionStorage.removeItem(STORAGE_KEY);
 }

@@ -1,24 +1,26 @@
 // @ts-check
-/** The cards of a page, joined to the desk that follows their tasks. */
+/** The cards of a page, each updated by the page's task feed. */
 
-import { cancelTask, pageUser } from "../longpoll/api.js";
-import { Card, OFFLINE } from "./card.js";
-import { Desk } from "../longpoll/task_feed.js";
-import { identity, takeRefusal } from "./identity.js";
-import { isFinished } from "../longpoll/poll_loop.js";
+import { cancelTask } from "../longpoll/api.js";
+import { pageUser } from "../longpoll/page.js";
+import { isFinished } from "../longpoll/task.js";
+import { TaskFeed } from "../longpoll/task_feed.js";
+import { handleLoginError, sessionEvents } from "./session.js";
+import { OFFLINE, TaskCard } from "./task_card.js";
 
-/** @typedef {import("../longpoll/api.js").Task} Task */
+/** @import { PollError } from "../longpoll/poll_error.js" */
+/** @import { Task } from "../longpoll/task.js" */
 
-/** @type {Record<string, string>} */
-const GONE = {
-  task_not_found: "This picture is no longer there.",
-  task_deleted: "This picture was deleted.",
-};
+/** @type {Map<string, string>} by the error's code */
+const GONE_TEXTS = new Map([
+  ["task_not_found", "This picture is no longer there."],
+  ["task_deleted", "This picture was deleted."],
+]);
 
-/** The desk with the figures the server wrote into the page. */
-export function openDesk() {
+/** Return a feed with the settings that the server has rendered into the page. */
+function openFeed() {
   const { holdSeconds, clientTimeoutSeconds, budgetSeconds } = document.body.dataset;
-  return new Desk({
+  return new TaskFeed({
     holdSeconds: Number(holdSeconds),
     clientTimeoutSeconds: Number(clientTimeoutSeconds),
     budgetSeconds: Number(budgetSeconds),
@@ -29,28 +31,31 @@ export function openDesk() {
 export class Gallery {
   /**
    * @param {HTMLElement} list
-   * @param {{onRetry: (task: Task) => void, onEnd?: (task: Task) => void}} events
+   * @param {(task: Task) => void} onRetry the user wants another task with the same inputs
    */
-  constructor(list, { onRetry, onEnd = () => {} }) {
+  constructor(list, onRetry) {
     this.list = list;
     this.onRetry = onRetry;
-    this.onEnd = onEnd;
-    this.desk = openDesk();
-    /** @type {Map<string, Card>} */
+    this.feed = openFeed();
+    /** @type {Map<string, TaskCard>} */
     this.cards = new Map();
-    setInterval(() => this.tick(), 1000);
-    identity.addEventListener("return", () => this.unfinished.forEach((card) => this.keepWaiting(card)));
-    // A held request doesn't notice that it is cut off; the person may know already.
-    window.addEventListener("offline", () => this.unfinished.forEach((card) => card.showConnection(OFFLINE)));
-    window.addEventListener("online", () => this.unfinished.forEach((card) => card.showConnection("")));
+    setInterval(() => this.forUnfinished((card) => card.tick()), 1000);
+    sessionEvents.addEventListener("restored", () => this.forUnfinished((card) => this.keepWaiting(card)));
+    // A held request may take seconds to fail; the browser knows sooner.
+    window.addEventListener("offline", () => this.forUnfinished((card) => card.showConnection(OFFLINE)));
+    window.addEventListener("online", () => this.forUnfinished((card) => card.showConnection("")));
   }
 
-  /** Show a task and follow it to its end. @param {Task} task @param {"first"|"last"} [place] */
+  /**
+   * Show a task, and follow it if it isn't finished.
+   * @param {Task} task
+   * @param {"first"|"last"} [place]
+   */
   add(task, place = "last") {
     if (this.cards.has(task.taskId)) return;
-    const card = new Card(task, {
+    const card = new TaskCard(task, {
       cancel: () => this.cancel(card),
-      retry: () => this.onRetry({ ...this.taskOf(card), prompt: card.prompt }),
+      retry: () => this.onRetry({ ...card.task, prompt: card.prompt }),
       keepWaiting: () => this.keepWaiting(card),
     });
     this.cards.set(task.taskId, card);
@@ -59,63 +64,55 @@ export class Gallery {
     if (!isFinished(task)) this.watch(card);
   }
 
-  /** @param {Card} card @returns {Task} */
-  taskOf(card) {
-    return /** @type {Task} */ (card.task);
-  }
-
-  /** @param {Card} card */
+  /** @param {TaskCard} card */
   watch(card) {
-    this.desk.watch(this.taskOf(card), {
-      onUpdate: (data) => card.show(data),
-      onState: (state) => card.showState(state),
-      onEnd: (data) => this.end(card, data),
-      onError: (error) => this.takeError(card, error),
+    this.feed.watch(card.task, {
+      onUpdate: (task) => card.update(task),
+      onState: (state) => card.showPollState(state),
+      onEnd: (task) => card.update(task),
+      onError: (error) => this.handlePollError(card, error),
     });
   }
 
-  /** @param {Card} card @param {Task} data */
-  end(card, data) {
-    card.show(data);
-    this.onEnd(data);
-  }
-
-  /** @param {Card} card */
+  /** @param {TaskCard} card */
   keepWaiting(card) {
     card.showConnection("");
     card.parts.keepWaiting.hidden = true;
     this.watch(card);
   }
 
-  /** @param {Card} card @param {import("../longpoll/poll_loop.js").PollError} error */
-  takeError(card, error) {
-    const { code, message } = error;
-    if (takeRefusal(error)) card.showConnection("Your session has ended.");
-    else if (code in GONE) card.showGone(GONE[code]);
-    else card.showStalled(code === "budget_spent" ? "Nothing has changed for a long time." : message);
+  /**
+   * @param {TaskCard} card
+   * @param {PollError} error
+   */
+  handlePollError(card, error) {
+    const goneText = GONE_TEXTS.get(error.code);
+    if (handleLoginError(error)) card.showConnection("Your session has ended.");
+    else if (goneText) card.showGone(goneText);
+    else card.showStalled(error.code === "budget_spent" ? "Nothing has changed for a long time." : error.message);
   }
 
-  /** @param {Card} card */
+  /** @param {TaskCard} card */
   async cancel(card) {
     const { cancel } = card.parts;
     cancel.disabled = true;
     card.showProblem("");
     try {
-      const data = await cancelTask(this.taskOf(card).taskId);
-      if (data && data.version > this.taskOf(card).version) card.show(data);
+      const task = await cancelTask(card.task.taskId);
+      if (task && task.version > card.task.version) card.update(task);
     } catch (error) {
       cancel.disabled = false;
-      if (takeRefusal(error)) return;
-      card.showProblem("It could not be canceled. Please try again.");
+      if (!handleLoginError(error)) card.showProblem("It could not be canceled. Please try again.");
     }
   }
 
-  /** The cards of what is still being made. */
+  /** The cards of the unfinished tasks. */
   get unfinished() {
-    return [...this.cards.values()].filter((card) => !isFinished(this.taskOf(card)));
+    return [...this.cards.values()].filter((card) => !isFinished(card.task));
   }
 
-  tick() {
-    this.unfinished.forEach((card) => card.tick());
+  /** @param {(card: TaskCard) => void} act */
+  forUnfinished(act) {
+    for (const card of this.unfinished) act(card);
   }
 }

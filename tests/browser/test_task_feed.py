@@ -1,4 +1,4 @@
-"""The desk: one held request for all tasks that a page shows, and for all tabs together."""
+"""The task feed: one held request for all tasks that a page shows, and for all tabs together."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group
 
 LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
 DEAF = """() => {
-  const { desk } = harness;
-  const hear = desk.hear.bind(desk);
-  desk.hear = (message) => ["wake", "check"].includes(message.kind) || hear(message);
+  const { feed } = harness;
+  const receive = feed.receive.bind(feed);
+  feed.receive = (message) => ["wake", "ping"].includes(message.type) || receive(message);
 }"""
 HIDE = "window.dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))"
 SHOW = "window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
@@ -93,9 +93,9 @@ async def test_a_new_task_joins_the_request_and_one_that_is_forgotten_leaves_it(
     await client.server.next_ask()
     await watch(client, "b")
     await until_asked_for(client.server, {"a": 1, "b": 1})
-    await client.page.evaluate("harness.desk.forget('a')")
+    await client.page.evaluate("harness.feed.unwatch('a')")
     ask = await until_asked_for(client.server, {"b": 1})
-    await client.page.evaluate("harness.desk.forget('b')")
+    await client.page.evaluate("harness.feed.unwatch('b')")
     await ask.wait_until_gone()
 
     assert client.server.arrived.empty()
@@ -142,7 +142,7 @@ async def test_a_task_that_is_quiet_for_too_long_is_given_up_after_one_last_look
     held = await client.server.next_ask()
     await until(
         lambda: client.page.evaluate(
-            "performance.now() - harness.desk.leader.pursuit.entries.get('a').quietSince > 300"
+            "performance.now() - harness.feed.leader.loop.tasks.byId.get('a').quietSince > 300"
         )
     )
     held.tell_of({}, reason="timeout", changed=False)
@@ -258,27 +258,27 @@ async def test_a_tab_that_leads_and_hears_nothing_gives_way_to_one_that_is_looke
     """As one that the browser has frozen: headless Chromium freezes none."""
     await watch(other, "b")
     await client.server.next_ask()
-    await watch(client, "a", patienceSeconds=0.2)
+    await watch(client, "a", pongSeconds=0.2)
     held = await until_asked_for(client.server, {"a": 1, "b": 1})
     await other.page.evaluate(DEAF)
     await client.page.evaluate(LOOK)
     await held.wait_until_gone()
 
     await until_asked_for(client.server, {"a": 1, "b": 1})
-    assert await other.read("desk.leader") is None
-    assert await client.read("desk.leader !== null")
+    assert await other.read("feed.leader") is None
+    assert await client.read("feed.leader !== null")
 
 
 async def test_a_leader_that_answers_is_left_alone(client: Client, other: Client) -> None:
     await watch(client, "a")
     await client.server.next_ask()
-    await watch(other, "b", patienceSeconds=0.2)
+    await watch(other, "b", pongSeconds=0.2)
     await until_asked_for(client.server, {"a": 1, "b": 1})
     # A timer of the page that is set later, and for longer, ends after the one of its patience would have.
-    await other.page.evaluate("harness.desk.check(); new Promise((resolve) => setTimeout(resolve, 400))")
+    await other.page.evaluate("harness.feed.pingLeader(); new Promise((resolve) => setTimeout(resolve, 400))")
 
     assert client.server.arrived.empty()
-    assert await other.read("desk.leader") is None
+    assert await other.read("feed.leader") is None
 
 
 async def test_without_web_locks_each_tab_asks_for_itself(client: Client) -> None:
