@@ -66,6 +66,26 @@ async def test_every_page_renders_for_somebody_signed_in(alice: Person) -> None:
         assert 'data-client-timeout-seconds="45.0"' in text
 
 
+def imported(module: str, found: set[str]) -> set[str]:
+    """Add what a module imports, and what that imports in turn, to `found`."""
+    static = resources.folder("static")
+    path = static / module
+    for name in re.findall(
+        r'^(?:import|export)\b[^;]*?\bfrom "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        other = (path.parent / name).resolve().relative_to(static.resolve()).as_posix()
+        if other not in found:
+            found |= imported(other, found | {other})
+    return found
+
+
+async def test_a_page_preloads_just_what_its_module_imports(alice: Person) -> None:
+    """One that is missing is found only after those that import it; one too many is loaded for nothing."""
+    for url, module in (("/", "pages/generate.js"), (f"/tasks/{await alice.create()}", "pages/task.js")):
+        preloaded = re.findall(r'rel="modulepreload" href="/static/([^"]+)"', await page(alice, url))
+        assert sorted(preloaded) == sorted(imported(module, set())), url
+
+
 async def test_strangers_see_the_forms_and_are_sent_to_them(start: Start) -> None:
     client = await start()
     for url in ("/docs", "/login", "/register", "/login?next=%2Ftasks"):

@@ -115,6 +115,33 @@ async def test_the_tabs_of_a_user_have_a_leader_of_their_own(alice: Person, tab:
     assert names == [f"longpoll-feed-3-{alice.user.user_id}"]
 
 
+async def test_a_message_of_another_version_of_the_page_is_ignored(alice: Person, tab: Page) -> None:
+    errors: list[str] = []
+
+    def note(error: object) -> None:
+        errors.append(str(error))
+
+    tab.on("pageerror", note)
+    await show_card(tab, alice)
+    await tab.evaluate(
+        """new BroadcastChannel("longpoll-identity-1").addEventListener("message", ({ data }) => {
+          globalThis.heardLast ||= data === "last";
+        })"""
+    )
+    other = await open_tab(tab.context, alice, "/tasks")
+    await other.evaluate(
+        """() => {
+          const channel = new BroadcastChannel("longpoll-identity-1");
+          for (const data of [null, 7, {}, { user: 7, left: true }, { user: "somebody" }, { left: true }, "last"]) {
+            channel.postMessage(data);
+          }
+        }"""
+    )
+    await until(lambda: tab.evaluate("globalThis.heardLast"))
+    await expect(tab.get_by_text("alice's lake")).to_be_visible()
+    assert errors == []
+
+
 # Logging out and in ---------------------------------------------------------------------------------------------------
 
 

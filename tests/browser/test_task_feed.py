@@ -23,6 +23,17 @@ DEAF = """() => {
   feed.receive = (message) => ["wake", "ping"].includes(message.type) || receive(message);
 }"""
 HIDE = "window.dispatchEvent(new PageTransitionEvent('pagehide', {persisted: true}))"
+SEND = """(messages) => {
+  const channel = new BroadcastChannel("longpoll-feed-3-");
+  for (const message of messages) channel.postMessage(message);
+}"""
+UNKNOWN: list[Any] = [
+    None, 7, "wake", [], {}, {"kind": "wake"}, {"type": "nope"}, {"type": "toString"}, {"type": None},
+    {"type": "tasks"}, {"type": "tasks", "tab": "x", "tasks": [None]}, {"type": "tasks", "tab": "x", "tasks": {"a": 1}},
+    {"type": "update"}, {"type": "update", "task": None, "reset": False}, {"type": "update", "task": {"taskId": "a", "version": 9}},
+    {"type": "failure", "taskId": "a"}, {"type": "failure", "taskId": "a", "error": None},
+    {"type": "state"}, {"type": "state", "state": 5},
+]  # fmt: skip
 SHOW = "window.dispatchEvent(new PageTransitionEvent('pageshow', {persisted: true}))"
 
 
@@ -279,6 +290,25 @@ async def test_a_leader_that_answers_is_left_alone(client: Client, other: Client
 
     assert client.server.arrived.empty()
     assert await other.read("feed.leader") is None
+
+
+async def test_a_message_of_another_version_of_the_page_is_ignored(client: Client, other: Client) -> None:
+    errors: list[str] = []
+
+    def note(error: object) -> None:
+        errors.append(str(error))
+
+    client.page.on("pageerror", note)
+    await watch(client, "a")
+    await client.server.next_ask()
+    await other.page.evaluate(SEND, [*UNKNOWN, {"type": "wake"}])  # the last one is known: those before it have come
+    look = await client.server.next_ask()
+    look.tell_of({"a": 2})
+    await until_told(client, "a 2")
+
+    assert (look.instant, look.tasks) == (True, {"a": 1})
+    assert await client.read("told") == ["a 2"]
+    assert errors == []
 
 
 async def test_without_web_locks_each_tab_asks_for_itself(client: Client) -> None:
