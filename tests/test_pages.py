@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from server import resources
+from server.web import keys
 from server.web.handlers import pages
 from tests.conftest import Enter, Person, Sql, Start
 
@@ -210,3 +211,16 @@ async def test_pages_need_no_file_while_the_server_runs(
         resources.read_text("templates", "history.html")
     for url in ("/", "/tasks", "/ops", "/docs"):
         await page(alice, url)
+
+
+async def test_the_description_for_people_is_rendered_once(alice: Person) -> None:
+    """It takes 30 ms, in which nobody else is served; whoever asks by another name still sees that name."""
+    first = await page(alice, "/docs")
+    rendered = alice.app[keys.RENDERED]["operations"]
+    assert rendered in first
+    alice.app[keys.RENDERED]["operations"] = "<p>kept</p>"
+    async with alice.http.get("/docs", headers=PAGE | {"Host": "nas.local"}) as reply:
+        second = await reply.text()
+    assert "<p>kept</p>" in second
+    assert "http://nas.local/api/auth/register" in second
+    assert "nas.local" not in first

@@ -55,6 +55,7 @@ PROXY_HEADERS: Final = web.AppKey("clients", ProxyHeaders)
 GUESSES: Final = web.AppKey("guesses", Guesses)
 RATE_LIMITS: Final = web.AppKey("rates", RateLimits)
 DESCRIPTION: Final = web.AppKey("description", dict[str, object])  # of the API
+RENDERED: Final = web.AppKey("rendered", dict[str, str])  # parts of pages that are the same for everybody
 STARTED_AT: Final = web.AppKey("started at", float)  # by time.time()
 
 

@@ -10,7 +10,7 @@ import jinja2
 from aiohttp import web
 
 from server import resources
-from server.web.keys import STATIC_VERSION
+from server.web.keys import RENDERED, STATIC_VERSION
 
 # Read once: a process shows the pages that belong to its code, whatever becomes of the files while it runs.
 _TEMPLATES: Final = {
@@ -20,7 +20,7 @@ _TEMPLATES: Final = {
 
 def add_templates(app: web.Application) -> None:
     """Have this application render pages."""
-    app[STATIC_VERSION] = _static_version()
+    app[STATIC_VERSION], app[RENDERED] = _static_version(), {}
     aiohttp_jinja2.setup(
         app,
         loader=jinja2.DictLoader(_TEMPLATES),
