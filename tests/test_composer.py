@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from server.generation.worker import result_name
+from server.storage.images import result_name
 from server.web import keys
 from tests.browser.visitor import url_of, visiting
 from tests.conftest import Person, Sql, until

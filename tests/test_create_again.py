@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from server.generation.worker import reference_name
+from server.storage.images import reference_name
 from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start
 from tests.test_tasks import form, image_files, picture

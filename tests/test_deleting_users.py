@@ -9,7 +9,7 @@ import time
 import pytest
 
 from server.config import GenerationSettings
-from server.generation.worker import result_name
+from server.storage.images import result_name
 from server.storage.logins import Scope
 from server.storage.retention import Retention
 from server.telemetry.metrics import Metrics

@@ -12,7 +12,7 @@ import pytest
 from aiohttp import FormData
 from PIL import Image
 
-from server.generation.worker import reference_name, result_name
+from server.storage.images import reference_name, result_name
 from server.web import keys
 from tests.conftest import Enter, Person, Sql, Start, until
 

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
-from server.generation.worker import reference_name
+from server.storage.images import reference_name
 from server.web import keys
 from tests.conftest import Person, Sql, Start
 from tests.test_bad_input import FORM, field, parts, raw

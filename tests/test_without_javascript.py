@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from playwright.async_api import expect
 
-from server.generation.worker import reference_name
 from server.storage.embedded.cluster import EmbeddedPostgres
+from server.storage.images import reference_name
 from server.web import keys
 from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
 from tests.conftest import Enter, Person, Sql, Start

@@ -13,9 +13,9 @@ from PIL import Image
 from server.config import Config
 from server.errors import DatabaseUnavailable, GenerationError
 from server.generation.generator import GenerationRequest, Generator, Picture, Step
-from server.generation.worker import Worker, result_name, worker_name
+from server.generation.worker import Worker, worker_name
 from server.storage.database import Database
-from server.storage.images import FileImages
+from server.storage.images import FileImages, result_name
 from server.storage.tasks import Claim, WorkQueue
 from server.telemetry.metrics import Metrics
 from tests.conftest import Sql, until

@@ -26,7 +26,7 @@ from server.errors import (
 )
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
 from server.generation.picture import check_picture
-from server.storage.images import ImageStore
+from server.storage.images import ImageStore, reference_name, result_name
 from server.storage.tasks import Claim, WorkQueue
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
@@ -45,16 +45,6 @@ _LONGEST_POSTPONEMENT_SECONDS: Final = 60.0
 def worker_name() -> str:
     """Return a name that no other worker has."""
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def result_name(task_id: str, attempt: int) -> str:
-    """Return the name under which the picture of an attempt is stored: a stale worker can't overwrite a newer one."""
-    return f"{task_id}.{attempt}.png"
-
-
-def reference_name(task_id: str) -> str:
-    """Return the name under which the reference image of a task is stored."""
-    return f"{task_id}.reference.png"
 
 
 class Worker:

@@ -33,6 +33,16 @@ _CHECK_AGAIN_SECONDS: Final = 2.0
 _LONGEST_ID: Final = 100
 
 
+def result_name(task_id: str, attempt: int) -> str:
+    """Return the name under which the picture of an attempt is stored: a stale worker can't overwrite a newer one."""
+    return f"{task_id}.{attempt}.png"
+
+
+def reference_name(task_id: str) -> str:
+    """Return the name under which the reference image of a task is stored."""
+    return f"{task_id}.reference.png"
+
+
 class ImageStore(Protocol):
     """Keeps pictures by name: ``<task id>.<attempt>.png`` for results, ``<task id>.reference.png`` for references.
 

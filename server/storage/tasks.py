@@ -20,11 +20,23 @@ class Task:
     """The state of one task as a client may see it. Made from a row, never changed.
 
     Attributes:
+        attempt: how often the work has been begun; names the picture.
         data: the contract's `data` as JSON, made once for everybody who waits for this version.
         updated_at: when this version was made, in seconds since 1970.
     """
 
-    __slots__ = ("created_at", "data", "prompt", "status", "task_id", "terminal", "updated_at", "user_id", "version")
+    __slots__ = (
+        "attempt",
+        "created_at",
+        "data",
+        "prompt",
+        "status",
+        "task_id",
+        "terminal",
+        "updated_at",
+        "user_id",
+        "version",
+    )
 
     def __init__(
         self,
@@ -33,6 +45,7 @@ class Task:
         user_id: str,
         status: str,
         version: int,
+        attempt: int,
         created_at: dt.datetime,
         updated_at: dt.datetime,
         prompt: str | None = None,
@@ -44,6 +57,7 @@ class Task:
         self.status = status
         self.terminal = status in TERMINAL
         self.version = version
+        self.attempt = attempt
         self.created_at = created_at
         self.updated_at = updated_at.timestamp()
         self.prompt = prompt
@@ -60,7 +74,7 @@ class Task:
                 "message": columns["message"],
                 "queuePosition": columns["queue_position"],
                 "etaSeconds": _rounded(columns["eta_seconds"], 1),
-                "attempt": columns["attempt"],
+                "attempt": attempt,
                 "cancelRequested": columns["cancel_requested"],
                 "createdAt": _moment(created_at),
                 "startedAt": _moment(columns["started_at"]),
@@ -69,6 +83,11 @@ class Task:
             }
         )
         self.data = b"%b" % made  # a copy: what orjson 3.13 returns keeps the 4 KB in which it was made
+
+    @property
+    def listed(self) -> bytes:
+        """The same JSON with the prompt, as a listing has it."""
+        return b'%b,"prompt":%b}' % (self.data[:-1], orjson.dumps(self.prompt))
 
     def describe(self) -> dict[str, object]:
         """Return the contract's `data`: times in RFC 3339 UTC, progress 0..1 or None."""

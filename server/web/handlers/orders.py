@@ -29,7 +29,7 @@ from server.errors import (
 )
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.generation.reference import MAX_BYTES, clean_reference
-from server.generation.worker import reference_name
+from server.storage.images import reference_name
 from server.storage.tasks import NewTask, Task
 from server.storage.users import User
 from server.web.handlers import parameters, texts

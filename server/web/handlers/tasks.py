@@ -9,8 +9,8 @@ from aiohttp import web
 
 from server.errors import BadRequest, TaskNotFound
 from server.generation.picture import media_type, suffix
-from server.generation.worker import result_name
 from server.protocol.replies import missing
+from server.storage.images import result_name
 from server.storage.logins import Login
 from server.storage.tasks import STATUSES, Task
 from server.waiting.answers import Question, Until
@@ -120,7 +120,7 @@ async def listing(request: web.Request) -> web.Response:
     """List the user's tasks, newest first, a page at a time."""
     user = await signed_in_user(request)
     tasks, cursor = await read_page(request, user.user_id)
-    items = [{**task.describe(), "prompt": task.prompt} for task in tasks]
+    items = [orjson.Fragment(task.listed) for task in tasks]
     return json_reply({"items": items, "nextCursor": cursor})
 
 
@@ -146,7 +146,7 @@ async def image(request: web.Request) -> web.Response:
     task = await _read_own(request, task_id)
     if task.status != "completed":
         raise TaskNotFound("This task has no picture.")
-    name = result_name(task_id, int(str(task.describe()["attempt"])))
+    name = result_name(task_id, task.attempt)
     headers = {
         "ETag": f'"{name}"',
         "Cache-Control": "private, max-age=86400",
