@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import closing
@@ -51,6 +52,9 @@ _ENOUGH_MEMORY = 4 * 2**30
 # Passwords of tests need no protection, and a server hashes one at each start.
 _CHEAP_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _numbers = itertools.count(1)
+# What one of the hundred Pythons that a run starts has compiled, the others find, whatever the environment says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 CONTRACT = web.AppKey("contract", Contract)
 
 
