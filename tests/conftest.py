@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import closing
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -193,14 +193,22 @@ class ProductionServer(TestServer):
 Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
 
 
+MakeClient = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
+
+
 @pytest.fixture
-async def start(
-    dsn: str, config: Config, aiohttp_client: Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
-) -> AsyncIterator[Start]:
+async def start(dsn: str, config: Config, aiohttp_client: MakeClient) -> AsyncIterator[Start]:
     """Start a server on this test's database: `await start(polling={"sweep_seconds": 1})`; returns a stranger's client.
 
     Whatever it answers is held against the description of the API.
     """
+    async with starting(dsn, config, aiohttp_client) as begin:
+        yield begin
+
+
+@asynccontextmanager
+async def starting(dsn: str, config: Config, make_client: MakeClient) -> AsyncIterator[Start]:
+    """Do what `start` promises, on whichever loop."""
     logs.configure(config.logging)
     contracts: list[Contract] = []
 
@@ -210,7 +218,7 @@ async def start(
         contract = app[CONTRACT] = Contract(app[keys.DESCRIPTION])
         contracts.append(contract)
         app.on_response_prepare.append(contract.check)
-        return await aiohttp_client(ProductionServer(app))
+        return await make_client(ProductionServer(app))
 
     yield begin
     assert [fault for contract in contracts for fault in contract.faults] == []
@@ -256,6 +264,13 @@ Enter = Callable[..., Awaitable[Person]]
 @pytest.fixture
 async def enter(sql: Sql) -> AsyncIterator[Enter]:
     """Log somebody in, by the shortest way: `alice = await enter(client, "alice")`."""
+    async with entering(sql) as log_in:
+        yield log_in
+
+
+@asynccontextmanager
+async def entering(sql: Sql) -> AsyncIterator[Enter]:
+    """Do what `enter` promises, on whichever loop."""
     clients: list[TestClient[web.Request, web.Application]] = []
 
     async def log_in(client: TestClient[web.Request, web.Application], name: str = "alice") -> Person:

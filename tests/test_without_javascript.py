@@ -7,12 +7,10 @@ import re
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
 
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.images import reference_name
 from server.web import keys
-from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
 from tests.conftest import Enter, Person, Sql, Start
 from tests.outage import outage
 from tests.test_tasks import form, image_files, picture
@@ -138,39 +136,3 @@ async def test_a_stranger_gets_the_form_back_and_the_image_is_not_read(start: St
     assert 'href="/login?ended" target="_blank"' in text
     async with client.post("/", data=form(prompt="typed")) as reply:
         assert (reply.status, (await reply.json())["code"]) == (401, "not_signed_in")
-
-
-async def test_from_the_form_to_the_picture_with_a_reference_image(start: Start, enter: Enter, sql: Sql) -> None:
-    alice = await enter(await start(generation={"workers": 1, "step_seconds": 0.2}))
-    async with visiting(alice, java_script_enabled=False) as page:
-        await page.goto(url_of(alice))
-        await expect(page.get_by_label("Seed")).to_be_hidden()
-        await page.get_by_label("Prompt", exact=True).fill("a quiet lake\nat dawn")
-        await page.get_by_text("Advanced", exact=True).first.click()
-        await page.get_by_label("Reference image").set_input_files(
-            {"name": "a.png", "mimeType": "image/png", "buffer": picture()}
-        )
-        await page.get_by_label("Size").select_option("512x512")
-        await page.get_by_role("button", name="Create picture").click()
-        await page.wait_for_url(re.compile("/tasks/"))
-        await expect(page.get_by_role("img", name="a quiet lake")).to_be_visible(timeout=30_000)
-    assert sql(COLUMNS) == [("a quiet lake\nat dawn", "advanced", "512x512", True)]
-
-
-async def test_a_session_that_has_ended_loses_nothing_that_was_typed(alice: Person, sql: Sql) -> None:
-    async with visiting(alice, java_script_enabled=False) as page:
-        await page.goto(url_of(alice))
-        await page.get_by_label("Prompt", exact=True).fill("typed with care")
-        await end_session(alice)
-        await page.get_by_role("button", name="Create picture").click()
-        await expect(page.get_by_text("Your session has ended; what you typed is still here.")).to_be_visible()
-        await expect(page.get_by_label("Prompt", exact=True)).to_have_value("typed with care")
-        async with page.context.expect_page() as opening:
-            await page.get_by_role("link", name="Log in in a new tab").click()
-        other = await opening.value
-        await expect(other.get_by_text("Your session has ended. Log in to go on.")).to_be_visible()
-        await log_in_anew(page.context, alice)
-        await page.get_by_role("button", name="Create picture").click()
-        await page.wait_for_url(re.compile("/tasks/"))
-    assert sql("SELECT prompt FROM public.image_generations") == [("typed with care",)]
-    assert alice.app[keys.METRICS].value("longpoll_request_crashes_total") == 0

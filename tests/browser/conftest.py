@@ -4,7 +4,8 @@ Playwright's objects belong to one event loop: fixtures here use `loop_scope="se
 `pytest.mark.asyncio(loop_scope="session")` in its `pytestmark`. Said later, as a hook could, it would come too late: the loop
 of a session is made anew for each test then, and so is the browser, for a second or two each.
 
-A test whose other fixtures live in a loop of their own opens its own browser with `open_chromium`.
+The servers and the people of other tests are here too, in that loop. A test elsewhere opens its own browser with
+`open_chromium`.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
 from playwright.async_api import Browser, Page
 
+from server.config import Config
 from tests.browser.chromium import open_chromium
 from tests.browser.harness import Client
 from tests.browser.scripted_server import ScriptedServer
+from tests.conftest import Enter, MakeClient, Person, Sql, Start, entering, starting
 
 _opened: list[bool] = []
 
@@ -68,3 +73,44 @@ async def open_tab(page: Page, server: ScriptedServer) -> Client:
     await page.goto(server.url)
     await page.wait_for_function("window.harness")
     return Client(page, server)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def aiohttp_client() -> AsyncIterator[MakeClient]:
+    """Make a client of a server; when the test is over, both are closed."""
+    clients: list[TestClient[web.Request, web.Application]] = []
+
+    async def make(server: TestServer) -> TestClient[web.Request, web.Application]:
+        clients.append(TestClient(server))
+        await clients[-1].start_server()
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        await client.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start(dsn: str, config: Config, aiohttp_client: MakeClient) -> AsyncIterator[Start]:
+    """Start a server, as `start` does for other tests."""
+    async with starting(dsn, config, aiohttp_client) as begin:
+        yield begin
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def enter(sql: Sql) -> AsyncIterator[Enter]:
+    """Log somebody in, as `enter` does for other tests."""
+    async with entering(sql) as log_in:
+        yield log_in
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def alice(start: Start, enter: Enter) -> Person:
+    """A person at a server without workers."""
+    return await enter(await start(), "alice")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def bob(alice: Person, enter: Enter) -> Person:
+    """Another person at Alice's server."""
+    return await enter(alice.http, "bob")

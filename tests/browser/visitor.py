@@ -1,7 +1,4 @@
-"""Somebody at the real pages: a real browser, logged in at a real server.
-
-For tests outside of this folder, whose fixtures live in a loop of their own.
-"""
+"""Somebody at the real pages: a real browser, logged in at a real server."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from playwright.async_api import Browser, BrowserContext, Page
 
 from server.storage.users import User
 from server.web import keys
-from tests.browser.chromium import open_chromium
 from tests.conftest import Person
 from tests.raw_http import secret_of
 
@@ -40,12 +36,10 @@ async def end_session(person: Person) -> None:
 
 
 @contextlib.asynccontextmanager
-async def visiting(person: Person, browser: Browser | None = None, **options: Any) -> AsyncIterator[Page]:
-    """Open a page in a browser in which this person is logged in."""
-    async with contextlib.AsyncExitStack() as stack:
-        opened = browser or await stack.enter_async_context(open_chromium())
-        context = await opened.new_context(**options)
-        context.set_default_timeout(20_000)
-        await log_in(context, person)
-        yield await context.new_page()
-        await context.close()
+async def visiting(browser: Browser, person: Person, **options: Any) -> AsyncIterator[Page]:
+    """Open a page in which this person is logged in, with cookies and storage of its own."""
+    context = await browser.new_context(**options)
+    context.set_default_timeout(20_000)
+    await log_in(context, person)
+    yield await context.new_page()
+    await context.close()

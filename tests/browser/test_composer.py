@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, Route, expect
+import pytest_asyncio
+from playwright.async_api import Browser, Page, Route, expect
 
 from server.storage.images import result_name
 from server.web import keys
@@ -14,14 +15,16 @@ from tests.browser.visitor import url_of, visiting
 from tests.conftest import Person, Sql, until
 from tests.test_tasks import form, picture
 
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
+
 COLUMNS = "prompt, type, seed, size, has_reference"
 REFUSED = "Please choose a PNG, JPEG or WebP picture."
 
 
-@pytest.fixture
-async def tab(alice: Person) -> AsyncIterator[Page]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def tab(chromium: Browser, alice: Person) -> AsyncIterator[Page]:
     """The page, shown to Alice."""
-    async with visiting(alice) as page:
+    async with visiting(chromium, alice) as page:
         await page.goto(url_of(alice))
         yield page
 

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from playwright.async_api import Page, expect
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from server.web import keys
-from tests.browser.chromium import open_chromium
 from tests.conftest import Person, Sql, until
 from tests.raw_http import secret_of
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 SIZES = {"phone": {"width": 375, "height": 800}, "desk": {"width": 1280, "height": 900}}
 
@@ -50,23 +52,26 @@ UNSEEN = """
 """
 
 
-@pytest.fixture
-async def browser_of(alice: Person) -> AsyncIterator[Callable[..., Any]]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def browser_of(chromium: Browser, alice: Person) -> AsyncIterator[Callable[..., Any]]:
     """Open a page of Alice's browser: `page, faults = await browser_of(alice)`; with it comes what goes wrong."""
-    async with open_chromium() as browser:
+    contexts: list[BrowserContext] = []
 
-        async def open_page(person: Person | None, **options: Any) -> tuple[Page, list[str]]:
-            context = await browser.new_context(**options)
-            if person is not None:
-                cookie = {"name": "longpoll", "value": secret_of(person), "url": str(person.http.make_url("/"))}
-                await context.add_cookies([cookie])
-            page = await context.new_page()
-            faults: list[str] = []
-            page.on("pageerror", lambda error: faults.append(str(error)))
-            page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-            return page, faults
+    async def open_page(person: Person | None, **options: Any) -> tuple[Page, list[str]]:
+        context = await chromium.new_context(**options)
+        contexts.append(context)
+        if person is not None:
+            cookie = {"name": "longpoll", "value": secret_of(person), "url": str(person.http.make_url("/"))}
+            await context.add_cookies([cookie])
+        page = await context.new_page()
+        faults: list[str] = []
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+        return page, faults
 
-        yield open_page
+    yield open_page
+    for context in contexts:
+        await context.close()
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -10,11 +10,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.async_api import Page, Request, expect
+from playwright.async_api import Browser, Page, Request, expect
 
-from tests.browser.chromium import open_chromium
 from tests.conftest import execute
 from tests.processes import ServerProcess, server_process
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 
 @pytest.fixture
@@ -45,12 +46,11 @@ async def sign_up(page: Page, url: str) -> None:
     await page.wait_for_url(f"{url}/")
 
 
-async def test_from_signing_up_to_a_picture_with_a_handful_of_requests(folder: Path) -> None:
+async def test_from_signing_up_to_a_picture_with_a_handful_of_requests(folder: Path, chromium: Browser) -> None:
     """Five steps of a second each, as the README's first command makes them, and three requests at most."""
     asked: list[str] = []
     with server_process(folder) as server:
-        async with open_chromium() as browser:
-            page = await browser.new_page()
+        async with await chromium.new_page() as page:
             faults = _listen_for_faults(page)
             page.on("request", lambda request: _note(request, asked))
             await sign_up(page, server.url)
@@ -73,10 +73,9 @@ async def test_from_signing_up_to_a_picture_with_a_handful_of_requests(folder: P
     assert faults == []
 
 
-async def test_progress_moves_survives_a_reload_and_can_be_canceled(folder: Path) -> None:
+async def test_progress_moves_survives_a_reload_and_can_be_canceled(folder: Path, chromium: Browser) -> None:
     with server_process(folder, generation__step_seconds=60) as server:
-        async with open_chromium() as browser:
-            page = await browser.new_page()
+        async with await chromium.new_page() as page:
             faults = _listen_for_faults(page)
             await sign_up(page, server.url)
             await page.get_by_role("textbox", name="Prompt").fill("two moons")

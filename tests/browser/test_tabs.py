@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from playwright.async_api import BrowserContext, Page, expect
+import pytest_asyncio
+from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.visitor import end_session, log_in, log_in_anew, url_of, visiting
 from tests.conftest import Person, Sql, until
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 DEAF = "Object.defineProperty(globalThis, 'BroadcastChannel', {value: undefined})"
 LOOK = "document.dispatchEvent(new Event('visibilitychange'))"
@@ -17,10 +20,10 @@ ENDED = "Your session has ended. Log in in a new tab"
 FILE = {"name": "a.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\nenough to be one"}
 
 
-@pytest.fixture
-async def tab(alice: Person) -> AsyncIterator[Page]:
+@pytest_asyncio.fixture(loop_scope="session")
+async def tab(chromium: Browser, alice: Person) -> AsyncIterator[Page]:
     """A tab of Alice's browser."""
-    async with visiting(alice) as page:
+    async with visiting(chromium, alice) as page:
         yield page
 
 

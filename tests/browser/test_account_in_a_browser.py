@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from playwright.async_api import Page, expect
+import pytest
+from playwright.async_api import Browser, Page, expect
 
-from tests.browser.chromium import open_chromium
 from tests.conftest import Sql, Start
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 
 
 async def fill_in(page: Page, button: str, **fields: str) -> None:
@@ -18,14 +20,15 @@ async def fill_in(page: Page, button: str, **fields: str) -> None:
     await form.get_by_role("button", name=button).click()
 
 
-async def test_everything_on_the_page_works_without_javascript(start: Start, sql: Sql) -> None:
+async def test_everything_on_the_page_works_without_javascript(start: Start, sql: Sql, chromium: Browser) -> None:
     client: Any = await start()
     url = str(client.make_url("/")).rstrip("/")
-    async with open_chromium() as browser:
-        page = await (await browser.new_context(java_script_enabled=False)).new_page()
+    async with (
+        await chromium.new_page(java_script_enabled=False) as page,
+        await chromium.new_page(java_script_enabled=False) as other,
+    ):
         await page.goto(f"{url}/register")
         await fill_in(page, "Sign up", Email="alice@example.org", Password="correct horse")
-        other = await (await browser.new_context(java_script_enabled=False)).new_page()
         await other.goto(f"{url}/login")
         await fill_in(other, "Log in", Email="alice@example.org", Password="correct horse")
         await page.get_by_role("link", name="alice@example.org").click()
