@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from server.errors import PicturesUnavailable
+from server.storage import images as storage_images
 from server.storage.images import FileImages, Swept
 
 HOUR = 3600.0
@@ -259,6 +260,22 @@ async def test_the_sweep_asks_in_batches_and_forgets_none(images: FileImages) ->
 
 async def test_a_sweep_of_nothing_asks_nobody(images: FileImages) -> None:
     assert await sweep(images) == (Swept(), [])
+
+
+async def test_a_sweep_looks_only_into_folders_that_are_there(
+    images: FileImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every start begins with one, and each folder costs a thread's attention: twice, for its part of the bin."""
+    await put_old(images, "kept", "thrown")
+    await sweep(images, {"kept"})
+    looked: list[str] = []
+    look = storage_images._files_before
+    monkeypatch.setattr(
+        storage_images, "_files_before", lambda folder, moment: looked.append(folder.name) or look(folder, moment)
+    )
+    await sweep(images, {"kept"})
+    assert len(looked) == 4
+    assert len(set(looked)) == 2
 
 
 async def test_files_that_vanish_during_a_sweep_do_not_stop_it(images: FileImages) -> None:

@@ -286,15 +286,24 @@ class FileImages:
         Young files are left: their row may be coming. What has been in the bin for longer than `bin_seconds` is deleted.
         """
         swept, now = Swept(), time.time()
-        for number in range(256):
-            folder = self.folder / f"{number:02x}"
-            for part in await self._batches(folder, now - older_than_seconds, batch_size):
-                alive = await existing(_tasks_of(part))
-                swept += await self._run(self._bin_orphans, part, alive, bin_seconds)
+        for name in await self._run(self._subfolders):
+            folder = self.folder / name
+            # The bin first: the time of what is thrown away is that of the kernel's last tick, a moment before now.
             for part in await self._batches(self._binned(folder / "any").parent, now, batch_size):
                 alive = await existing(_tasks_of(part))
                 swept += await self._run(self._sort_bin, part, alive, now - bin_seconds)
+            for part in await self._batches(folder, now - older_than_seconds, batch_size):
+                alive = await existing(_tasks_of(part))
+                swept += await self._run(self._bin_orphans, part, alive, bin_seconds)
         return swept
+
+    def _subfolders(self) -> list[str]:
+        """Return the names of those that are there, for what is kept or for what was thrown away."""
+        there: set[str] = set()
+        for folder in (self.folder, self.folder / "bin"):
+            with contextlib.suppress(FileNotFoundError):
+                there.update(path.name for path in folder.iterdir())
+        return [name for name in map("{:02x}".format, range(256)) if name in there]
 
     async def _batches(self, folder: Path, moment: float, size: int) -> list[list[Path]]:
         paths = await self._run(_files_before, folder, moment)
