@@ -28,6 +28,39 @@ _ROOT = "urn:description"
 _ANYWHERE = ("paths", "/healthz", "get")
 
 
+class Validators:
+    """What checks instances against the schemas of one document."""
+
+    def __init__(self, document: Any) -> None:
+        self.document = document
+        resource = Resource.from_contents(document, default_specification=DRAFT202012)
+        self._registry = Registry().with_resource(_ROOT, resource)
+        self._formats = FormatChecker(["uuid"])
+        self._formats.checks("date-time", raises=ValueError)(_is_moment)
+        self._made: dict[tuple[str, ...], Draft202012Validator] = {}
+
+    def at(self, *path: str) -> Draft202012Validator:
+        """Return the one for the schema at this place."""
+        if path not in self._made:
+            pointer = "/".join(part.replace("~", "~0").replace("/", "~1") for part in path)
+            self._made[path] = Draft202012Validator(
+                {"$ref": f"{_ROOT}#/{pointer}"}, registry=self._registry, format_checker=self._formats
+            )
+        return self._made[path]
+
+
+_known: list[Validators] = []
+
+
+def _validators_of(document: Any) -> Validators:
+    """Return those of an earlier document that is the same: one test's server after the other has it, and they take long."""
+    for validators in _known:
+        if validators.document == document:
+            return validators
+    _known.append(Validators(document))
+    return _known[-1]
+
+
 class Contract:
     """One description, and what was seen of it."""
 
@@ -35,17 +68,11 @@ class Contract:
         self.document = document
         self.seen: Counter[tuple[str, str, int]] = Counter()
         self.faults: list[str] = []
-        resource = Resource.from_contents(document, default_specification=DRAFT202012)
-        self._registry = Registry().with_resource(_ROOT, resource)
-        self._formats = FormatChecker(["uuid"])
-        self._formats.checks("date-time", raises=ValueError)(_is_moment)
+        self._validators = _validators_of(document)
 
     def validator(self, *path: str) -> Draft202012Validator:
         """Return what checks instances against the schema at this place of the document."""
-        pointer = "/".join(part.replace("~", "~0").replace("/", "~1") for part in path)
-        return Draft202012Validator(
-            {"$ref": f"{_ROOT}#/{pointer}"}, registry=self._registry, format_checker=self._formats
-        )
+        return self._validators.at(*path)
 
     async def check(self, request: web.Request, response: web.StreamResponse) -> None:
         """Check a reply just before it is sent; for `on_response_prepare`."""
@@ -76,9 +103,7 @@ class Contract:
 
     def _faults_of_headers(self, described: Any, response: web.StreamResponse) -> list[str]:
         given = {name.title(): value for name, value in _headers(response).items()}
-        faults = [
-            f"header {name} is not described" for name in given if name not in _titles({*described, *UNDESCRIBED})
-        ]
+        faults = [f"header {name} is not described" for name in given.keys() - _titles({*described, *UNDESCRIBED})]
         for name in described:
             header = self._find("components", "headers", name)
             if name.title() in given:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 from server import __version__
@@ -49,9 +50,9 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
             {"name": "Pages", "description": "For people."},
         ],
         "security": [{"cookie": []}, {"token": []}],
-        "paths": {**waiting.paths(), **accounts.paths(), **site.paths()},
+        "paths": _paths(),
         "components": {
-            "schemas": schemas(),
+            "schemas": _schemas(),
             "parameters": parameters.parameters(hold),
             "headers": parameters.headers(),
             "securitySchemes": {
@@ -66,3 +67,14 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
             },
         },
     }
+
+
+# The settings of a server don't show in these two: they are made once, however many servers a process has.
+@cache
+def _paths() -> Json:
+    return {**waiting.paths(), **accounts.paths(), **site.paths()}
+
+
+@cache
+def _schemas() -> Json:
+    return schemas()
