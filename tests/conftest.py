@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import argon2
 import psycopg2
 import pytest
 import uvloop
-from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
-from yarl import URL
 
-from server.app import build_app
-from server.commands import serve
 from server.config import Config
 from server.runtime import file_limit
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate
-from server.storage.users import User
-from server.telemetry import logs
-from server.web import keys
-from tests.contract import Contract
 from tests.faults.figures import pytest_terminal_summary  # noqa: F401 - for pytest, here where it looks
+from tests.support.people import Enter, MakeClient, Person, Start, entering, starting
+from tests.support.postgres import Sql, database_of, execute, fresh_database
 
 # Which way polls are held: `LONGPOLL_TEST_PARK=no` has all of them held by coroutines, as under TLS.
 PARKS = os.environ.get("LONGPOLL_TEST_PARK") != "no"
@@ -49,13 +40,16 @@ _QUICK = {
 # To make and drop a database of 300 small files is what most tests cost most; in memory it takes half the time.
 _MEMORY = Path("/dev/shm")
 _ENOUGH_MEMORY = 4 * 2**30
-# Passwords of tests need no protection, and a server hashes one at each start.
-_CHEAP_HASHER = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
-_numbers = itertools.count(1)
 # What one of the hundred Pythons that a run starts has compiled, the others find, whatever the environment says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-CONTRACT = web.AppKey("contract", Contract)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by the name of its folder."""
+    here = Path(__file__).parent
+    for item in items:
+        item.add_marker(item.path.relative_to(here).parts[0])
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,39 +103,13 @@ def template(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 def empty_dsn(postgres: EmbeddedPostgres) -> Iterator[str]:
     """A database with nothing in it."""
-    yield from _fresh_database(postgres.dsn, "template1")
+    yield from fresh_database(postgres.dsn, "template1")
 
 
 @pytest.fixture
 def dsn(postgres: EmbeddedPostgres, template: str) -> Iterator[str]:
     """A database with the schema and no rows, for this test alone."""
-    yield from _fresh_database(postgres.dsn, template)
-
-
-def _fresh_database(admin_dsn: str, template: str) -> Iterator[str]:
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    execute(admin_dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-    try:
-        yield database_of(admin_dsn, name)
-    finally:
-        execute(admin_dsn, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def database_of(dsn: str, name: str) -> str:
-    """Return the DSN of another database of the same server."""
-    return psycopg2.extensions.make_dsn(dsn, dbname=name)
-
-
-def execute(dsn: str, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
-    """Run a statement as the superuser, over a connection of its own, committed; returns the rows."""
-    with closing(psycopg2.connect(dsn)) as connection:
-        connection.autocommit = True
-        with connection.cursor() as cursor:
-            cursor.execute(statement, parameters)
-            return cursor.fetchall() if cursor.description else []
-
-
-Sql = Callable[..., list[tuple[Any, ...]]]
+    yield from fresh_database(postgres.dsn, template)
 
 
 @pytest.fixture
@@ -158,18 +126,6 @@ def sql(dsn: str) -> Iterator[Sql]:
         yield run
 
 
-async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds: float = 15) -> Any:
-    """Wait for a fact: return what the condition returns as soon as that is true; fail if it never is."""
-    async with asyncio.timeout(seconds):
-        while True:
-            value = condition()
-            if asyncio.iscoroutine(value):
-                value = await value
-            if value:
-                return value
-            await asyncio.sleep(0.005)
-
-
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     """Settings that make a test quick: short heartbeats and sweeps, no workers, no rate limits."""
@@ -183,19 +139,6 @@ def config(tmp_path: Path) -> Config:
     )
 
 
-class ProductionServer(TestServer):
-    """A real socket before the runner that production uses; aiohttp's own test server runs handlers differently."""
-
-    async def _make_runner(self, **_options: Any) -> web.AppRunner:
-        return serve.make_runner(self.app)
-
-
-Start = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
-
-
-MakeClient = Callable[..., Awaitable[TestClient[web.Request, web.Application]]]
-
-
 @pytest.fixture
 async def start(dsn: str, config: Config, aiohttp_client: MakeClient) -> AsyncIterator[Start]:
     """Start a server on this test's database: `await start(polling={"sweep_seconds": 1})`; returns a stranger's client.
@@ -206,87 +149,11 @@ async def start(dsn: str, config: Config, aiohttp_client: MakeClient) -> AsyncIt
         yield begin
 
 
-@asynccontextmanager
-async def starting(dsn: str, config: Config, make_client: MakeClient) -> AsyncIterator[Start]:
-    """Do what `start` promises, on whichever loop."""
-    logs.configure(config.logging)
-    contracts: list[Contract] = []
-
-    async def begin(use_dsn: str = dsn, **sections: Any) -> TestClient[web.Request, web.Application]:
-        app = build_app(config.replace(**sections), use_dsn)
-        app[keys.USERS]._hasher = _CHEAP_HASHER
-        contract = app[CONTRACT] = Contract(app[keys.DESCRIPTION])
-        contracts.append(contract)
-        app.on_response_prepare.append(contract.check)
-        return await make_client(ProductionServer(app))
-
-    yield begin
-    assert [fault for contract in contracts for fault in contract.faults] == []
-
-
-class Person:
-    """Somebody who is logged in to a server, with the calls that tests make most."""
-
-    def __init__(self, client: TestClient[web.Request, web.Application], user: User) -> None:
-        self.http = client
-        self.app: web.Application = client.server.app  # type: ignore[attr-defined]
-        self.user = user
-
-    async def create(self, prompt: str = "a lake", **body: Any) -> str:
-        """Create a task; returns its id."""
-        async with self.http.post("/api/generate", json={"prompt": prompt, **body}) as reply:
-            assert reply.status == 202, await reply.text()
-            return str((await reply.json())["taskId"])
-
-    async def status(self, task_id: str, headers: dict[str, str] | None = None, **query: Any) -> Any:
-        """Ask for a task's status; returns the body of a 200."""
-        async with self.poll(task_id, headers=headers, **query) as reply:
-            assert reply.status == 200, await reply.text()
-            return await reply.json()
-
-    def poll(self, task_id: str, headers: dict[str, str] | None = None, **query: Any) -> Any:
-        """Begin a status request, to be awaited."""
-        return self.http.get("/api/generate/status", params={"taskId": task_id, **query}, headers=headers)
-
-    @property
-    def held(self) -> int:
-        """How many polls the server holds."""
-        return len(self.app[keys.WAITERS])
-
-    def metric(self, name: str, **labels: str) -> float:
-        """Return a figure of the server's metrics."""
-        return self.app[keys.METRICS].registry.get_sample_value(name, labels) or 0.0
-
-
-Enter = Callable[..., Awaitable[Person]]
-
-
 @pytest.fixture
 async def enter(sql: Sql) -> AsyncIterator[Enter]:
     """Log somebody in, by the shortest way: `alice = await enter(client, "alice")`."""
     async with entering(sql) as log_in:
         yield log_in
-
-
-@asynccontextmanager
-async def entering(sql: Sql) -> AsyncIterator[Enter]:
-    """Do what `enter` promises, on whichever loop."""
-    clients: list[TestClient[web.Request, web.Application]] = []
-
-    async def log_in(client: TestClient[web.Request, web.Application], name: str = "alice") -> Person:
-        email = f"{name}@example.org"
-        rows = sql("SELECT user_id::text FROM longpoll.accounts WHERE email = %s", (email,))
-        user_id = (rows or sql("SELECT longpoll.register_account(%s, 'no hash')::text", (email,)))[0][0]
-        own = TestClient(client.server)  # a cookie jar of one's own
-        clients.append(own)
-        await own.start_server()
-        secret = await client.server.app[keys.SESSIONS].create(User(user_id, email))  # type: ignore[attr-defined]
-        own.session.cookie_jar.update_cookies({"longpoll": secret}, URL(str(client.server.make_url("/"))))
-        return Person(own, User(user_id, email))
-
-    yield log_in
-    for client in clients:
-        await client.session.close()
 
 
 @pytest.fixture

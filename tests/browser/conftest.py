@@ -21,7 +21,8 @@ from server.config import Config
 from tests.browser.chromium import open_chromium
 from tests.browser.harness import Client
 from tests.browser.scripted_server import ScriptedServer
-from tests.conftest import Enter, MakeClient, Person, Sql, Start, entering, starting
+from tests.support.people import Enter, MakeClient, Person, Start, entering, starting
+from tests.support.postgres import Sql
 
 _opened: list[bool] = []
 

@@ -10,8 +10,8 @@ from PIL import Image
 from playwright.async_api import Page
 
 from server.generation.reference import clean_reference
-from tests.profiles import linear_grey, swapped_profile
-from tests.test_reference import drawn, encoded, opened
+from tests.generation.test_reference import drawn, encoded, opened
+from tests.support.profiles import linear_grey, swapped_profile
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

@@ -12,8 +12,10 @@ from playwright.async_api import Browser, Page, Route, expect
 from server.storage.images import result_name
 from server.web import keys
 from tests.browser.visitor import url_of, visiting
-from tests.conftest import Person, Sql, until
-from tests.test_tasks import form, picture
+from tests.support.facts import until
+from tests.support.people import Person
+from tests.support.postgres import Sql
+from tests.web.test_tasks import form, picture
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

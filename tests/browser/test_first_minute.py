@@ -12,8 +12,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.async_api import Browser, Page, Request, expect
 
-from tests.conftest import execute
-from tests.processes import ServerProcess, server_process
+from tests.support.postgres import execute
+from tests.support.processes import ServerProcess, server_process
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

@@ -9,8 +9,9 @@ from playwright.async_api import Browser, expect
 
 from server.web import keys
 from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
-from tests.conftest import Enter, Person, Sql, Start
-from tests.test_tasks import picture
+from tests.support.people import Enter, Person, Start
+from tests.support.postgres import Sql
+from tests.web.test_tasks import picture
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

@@ -10,8 +10,10 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from server.web import keys
-from tests.conftest import Person, Sql, until
-from tests.raw_http import secret_of
+from tests.support.facts import until
+from tests.support.people import Person
+from tests.support.postgres import Sql
+from tests.support.raw_http import secret_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

@@ -9,7 +9,9 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
 from tests.browser.visitor import end_session, log_in, log_in_anew, url_of, visiting
-from tests.conftest import Person, Sql, until
+from tests.support.facts import until
+from tests.support.people import Person
+from tests.support.postgres import Sql
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from tests.browser.conftest import open_tab
 from tests.browser.harness import Client
 from tests.browser.scripted_server import Ask, ScriptedServer
-from tests.conftest import until
+from tests.support.facts import until
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.xdist_group("browser")]
 

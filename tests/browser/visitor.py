@@ -10,8 +10,8 @@ from playwright.async_api import Browser, BrowserContext, Page
 
 from server.storage.users import User
 from server.web import keys
-from tests.conftest import Person
-from tests.raw_http import secret_of
+from tests.support.people import Person
+from tests.support.raw_http import secret_of
 
 
 def url_of(person: Person, path: str = "/") -> str:

@@ -7,11 +7,12 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Sequence
 
-from tests.conftest import Sql, until
 from tests.faults.load import Pollers, Updates, add_tasks, add_token, read_states
 from tests.faults.oracle import Oracle
 from tests.faults.sites import Address
-from tests.rows import add_user
+from tests.support.facts import until
+from tests.support.postgres import Sql
+from tests.support.rows import add_user
 
 TASKS = 20
 CLIENTS_OF_A_TASK = 10

@@ -33,8 +33,8 @@ from typing import Self
 import orjson
 import psycopg2
 
-from tests.conftest import Sql, execute
 from tests.faults.oracle import TERMINAL, Oracle, Reply
+from tests.support.postgres import Sql, execute
 
 _BACK_OFF_SECONDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 _LONGEST_PAUSE_SECONDS = 2.0

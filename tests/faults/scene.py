@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator
 
 from server.storage.listener import Listener
 from server.web import keys
-from tests.conftest import Person, execute, until
 from tests.faults.load import Oracle, Pollers, Updates, read_states
-from tests.raw_http import secret_of
+from tests.support.facts import until
+from tests.support.people import Person
+from tests.support.postgres import execute
+from tests.support.raw_http import secret_of
 
 TASKS = 40
 CLIENTS_OF_A_TASK = 5

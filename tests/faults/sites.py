@@ -19,10 +19,11 @@ from yarl import URL
 
 from server.config import Config
 from server.web import keys
-from tests.conftest import Sql, Start
 from tests.faults.load import Channel, add_token
-from tests.processes import ServerProcess
-from tests.rows import add_user
+from tests.support.people import Start
+from tests.support.postgres import Sql
+from tests.support.processes import ServerProcess
+from tests.support.rows import add_user
 
 Address = tuple[str, int]
 LISTENING = re.compile(r"^Listening on (https?://\S+)", re.MULTILINE)

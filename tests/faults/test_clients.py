@@ -15,7 +15,6 @@ import psycopg2
 import pytest
 
 from server.web import keys
-from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import bystanders
 from tests.faults.load import Channel, add_tasks, print_figure
@@ -30,8 +29,10 @@ from tests.faults.sites import (
     read_metrics,
     settings_of,
 )
-from tests.processes import ServerProcess
-from tests.raw_http import connect
+from tests.support.facts import until
+from tests.support.postgres import Sql
+from tests.support.processes import ServerProcess
+from tests.support.raw_http import connect
 
 config, account, open_site = sites.config, sites.account, sites.open_site
 

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator
 import pytest
 
 from server.web import keys
-from tests.conftest import Enter, Person, Start, until
 from tests.faults import postgres
 from tests.faults.load import print_figure
 from tests.faults.postgres import MortalPostgres
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scene import CLIENTS, LATE_SECONDS, followed_tasks
+from tests.support.facts import until
+from tests.support.people import Enter, Person, Start
 
 mortal, dsn = postgres.mortal, postgres.dsn
 

@@ -15,11 +15,12 @@ import pytest
 
 from server.waiting.timer_wheel import GRAIN_SECONDS
 from server.web import keys
-from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import bystanders
 from tests.faults.load import Channel, add_tasks, print_figure
 from tests.faults.sites import Account, Site, channels, poll_target
+from tests.support.facts import until
+from tests.support.postgres import Sql
 
 config, account, open_site = sites.config, sites.account, sites.open_site
 

@@ -13,10 +13,12 @@ import pytest
 from psycopg2.extensions import make_dsn, parse_dsn
 
 from server.storage.embedded.binaries import run
-from tests.conftest import Enter, Person, Start, execute, until
 from tests.faults.load import print_figure
 from tests.faults.postgres import MortalPostgres, dsn, mortal
 from tests.faults.proxy import proxy_to
+from tests.support.facts import until
+from tests.support.people import Enter, Person, Start
+from tests.support.postgres import execute
 
 __all__ = ["dsn", "mortal"]
 SECONDS = 15  # until a failover must have been followed: a silent host has a time-out of 2 s, several times over

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 import pytest
 
 from server.storage.listener import Listener
-from tests.conftest import Enter, Person, Sql, Start, until
 from tests.faults.load import kill_listeners, print_figure
 from tests.faults.postgres import frozen
 from tests.faults.proxy import Proxy, proxy_to
 from tests.faults.scene import CLIENTS, TASKS, Scene, followed_tasks
+from tests.support.facts import until
+from tests.support.people import Enter, Person, Start
+from tests.support.postgres import Sql
 
 HOLD_SECONDS = 8.0
 HEARTBEAT_SECONDS = 0.25

@@ -11,10 +11,11 @@ from server import app
 from server.commands import serve
 from server.config import Config
 from server.errors import ConfigurationError
-from tests.conftest import Enter, Person, Start
+from server.storage import listener
 from tests.faults.load import print_figure
 from tests.faults.scene import CLIENTS, followed_tasks
-from tests.pooler import pooler
+from tests.support.people import Enter, Person, Start
+from tests.support.pooler import pooler
 
 HOLD_SECONDS = 8.0
 
@@ -30,7 +31,7 @@ async def test_the_start_fails_and_names_the_pooler_and_the_way_out(
     config: Config, pooled_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long it waits, a notification never comes: the pooler takes LISTEN, says yes, and drops it."""
-    monkeypatch.setattr(app, "_READY_SECONDS", 2.0)
+    monkeypatch.setattr(listener, "_READY_SECONDS", 2.0)
     runner = serve.make_runner(app.build_app(config, pooled_dsn))
     with pytest.raises(ConfigurationError, match=r"transaction pooler .* drops LISTEN: give database\.listen_dsn"):
         await runner.setup()

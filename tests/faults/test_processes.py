@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from server.web import keys
-from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import CLIENTS, bystanders
 from tests.faults.load import Channel, Pollers, Updates, add_tasks, print_figure, read_states
@@ -33,7 +32,9 @@ from tests.faults.sites import (
     read_metrics,
     settings_of,
 )
-from tests.processes import ServerProcess
+from tests.support.facts import until
+from tests.support.postgres import Sql
+from tests.support.processes import ServerProcess
 
 DRAIN_SECONDS = 0.5
 # How long a process may take after its drain.

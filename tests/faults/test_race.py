@@ -25,7 +25,7 @@ from server.waiting.board import Board
 from server.waiting.polling import Polling
 from server.waiting.waiters import Reason, Waiters
 from tests.faults.load import print_figure
-from tests.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State, answer_by_task, answer_parked
+from tests.unit.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State, answer_by_task, answer_parked
 
 TASKS = ("a", "b")
 LAST = 4
@@ -237,7 +237,7 @@ class DeafWhileReading(Board[State]):
 
         super().__init__(read=read_deaf, **rest)
 
-    def doubt(self, task_id: str) -> None:
+    def invalidate(self, task_id: str) -> None:
         if not self.reading:
             super().invalidate(task_id)
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from server.telemetry import logs
-from tests.conftest import until
 from tests.faults.load import Pollers, Updates, print_figure, read_states
 from tests.faults.postgres import MortalPostgres, mortal_postgres
 from tests.faults.proxy import proxy_to
@@ -24,6 +23,7 @@ from tests.faults.sites import read_metrics
 from tests.faults.torments import Torments
 from tests.faults.town import CLIENTS, HOLD_SECONDS, RATE, Town
 from tests.faults.witness import double_results
+from tests.support.facts import until
 
 SECONDS = float(os.environ.get("LONGPOLL_SOAK_SECONDS") or 12)
 SEED = int(os.environ.get("LONGPOLL_SOAK_SEED") or time.time())

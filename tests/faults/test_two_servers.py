@@ -7,13 +7,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.load import Pollers, print_figure, read_states
 from tests.faults.oracle import Oracle
 from tests.faults.sites import Account, Address, holds, listening, processes, read_metrics, settings_of
 from tests.faults.witness import Witness
-from tests.processes import ServerProcess
+from tests.support.facts import until
+from tests.support.postgres import Sql
+from tests.support.processes import ServerProcess
 
 account = sites.account
 

@@ -15,7 +15,6 @@ import psycopg2
 import pytest
 
 from server.web import keys
-from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.bystanders import bystanders
 from tests.faults.load import (
@@ -28,6 +27,8 @@ from tests.faults.load import (
     read_states,
 )
 from tests.faults.sites import Account, Site, channels, poll_target
+from tests.support.facts import until
+from tests.support.postgres import Sql
 
 config, account, open_site = sites.config, sites.account, sites.open_site
 

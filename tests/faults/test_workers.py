@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Sql, until
 from tests.faults import sites
 from tests.faults.load import Oracle, Pollers, add_tasks, print_figure, read_states
 from tests.faults.sites import Account, processes, settings_of
 from tests.faults.witness import Witness, double_results
-from tests.processes import ServerProcess
+from tests.support.facts import until
+from tests.support.postgres import Sql
+from tests.support.processes import ServerProcess
 
 config, account, open_site = sites.config, sites.account, sites.open_site
 

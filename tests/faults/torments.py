@@ -15,7 +15,7 @@ import psycopg2
 from tests.faults.load import Pollers, kill_listeners
 from tests.faults.sites import LISTENING
 from tests.faults.town import LEASE_SECONDS, Town
-from tests.processes import ServerProcess
+from tests.support.processes import ServerProcess
 
 _TRIGGER = "ALTER TABLE public.image_generations {} TRIGGER notify_updated"
 _FLOOD = "SELECT pg_notify('generation_changed', repeat('x', n % 7999 + 1) || n) FROM generate_series(1, 2000) AS n"

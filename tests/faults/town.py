@@ -16,15 +16,16 @@ from typing import Any
 import aiohttp
 import psycopg2
 
-from tests.conftest import execute, until
 from tests.faults.load import Pollers, Updates, add_tasks, add_token
 from tests.faults.oracle import Oracle
 from tests.faults.postgres import MortalPostgres
 from tests.faults.proxy import Proxy
 from tests.faults.sites import LISTENING, free_port, settings_of
 from tests.faults.witness import Witness
-from tests.processes import ServerProcess
-from tests.rows import add_user
+from tests.support.facts import until
+from tests.support.postgres import execute
+from tests.support.processes import ServerProcess
+from tests.support.rows import add_user
 
 HOLD_SECONDS = 5.0
 LEASE_SECONDS = 2.0

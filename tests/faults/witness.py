@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tests.conftest import execute
 from tests.faults.oracle import TERMINAL, Commit, Oracle
+from tests.support.postgres import execute
 
 _INSTALL = """
 CREATE TABLE longpoll.witnessed (

@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 import psycopg2
 
-from tests.processes import server_process
+from tests.support.processes import server_process
 
 ACCOUNT = {"email": "figures@example.org", "password": "correct horse"}
 WAKES = 200

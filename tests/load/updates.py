@@ -28,7 +28,7 @@ from rich.table import Table
 
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate
-from tests.conftest import execute
+from tests.support.postgres import execute
 
 PGBENCH = shutil.which("pgbench") or "/usr/lib/postgresql/15/bin/pgbench"
 TASKS = 1000

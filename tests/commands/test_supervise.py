@@ -1,0 +1,78 @@
+"""Several processes on one port, as an operator starts, hurts and stops them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.commands.test_serve import folder, leftovers, local_session, register
+from tests.support.facts import until
+from tests.support.processes import ServerProcess, server_process
+
+__all__ = ["folder"]
+STARTED = re.compile(r'"number": ?(\d+), ?"pid": ?(\d+)|"pid": ?(\d+), ?"number": ?(\d+)|number=(\d+) +pid=(\d+)')
+PORT = re.compile(r"^2 processes on port (\d+), data lies in ", re.MULTILINE)
+
+
+def children(server: ServerProcess) -> list[int]:
+    """Return the processes that were started, in that order."""
+    return [int(found[2] or found[3] or found[6]) for found in STARTED.finditer(server.said)]
+
+
+async def serving(session: aiohttp.ClientSession, url: str) -> bool:
+    try:
+        async with session.get(f"{url}/readyz") as reply:
+            return reply.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+async def test_two_processes_share_a_port_one_is_replaced_and_both_stop(folder: Path) -> None:
+    with server_process(folder, "serve", "--processes", "2", generation__step_seconds=0) as server:
+        url = f"http://127.0.0.1:{(await asyncio.to_thread(server.until_said, PORT))[1]}"
+        await asyncio.to_thread(server.until_said, re.compile(r"(Listening on .*\s[\s\S]*){2}"))
+        async with local_session() as session:
+            await until(lambda: serving(session, url))
+            await register(session, url)
+            async with session.post(
+                f"{url}/api/generate", json={"prompt": "a lake"}, headers={"Prefer": "wait=30"}
+            ) as reply:
+                assert (await reply.json())["data"]["status"] == "completed"
+            first, second = children(server)
+            os.kill(second, signal.SIGKILL)
+            await until(lambda: len(children(server)) == 3)
+            await until(lambda: serving(session, url))
+        assert await asyncio.to_thread(server.stop) == 0
+    for pid in children(server):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert first != second
+    assert not leftovers(folder)
+
+
+async def test_when_the_one_who_watches_is_killed_the_others_end_too(folder: Path) -> None:
+    with server_process(folder, "serve", "--processes", "2", generation__workers=0) as server:
+        await asyncio.to_thread(server.until_said, re.compile(r"(Listening on .*\s[\s\S]*){2}"))
+        server.stop(signal.SIGKILL)
+        await until(lambda: not leftovers(folder))
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence(folder: Path) -> None:
+    with server_process(folder, generation__workers=0) as other:
+        port = other.url.rpartition(":")[2]
+        with server_process(folder, "serve", "--processes", "2", server__port=port) as server:
+            assert server.wait() == 1
+    assert f"can't listen on 127.0.0.1:{port}" in server.said
+
+
+@pytest.mark.parametrize("count", ["0", "two", "-1", "1000"])
+def test_a_count_that_makes_no_sense_is_refused(folder: Path, count: str) -> None:
+    with server_process(folder, "serve", "--processes", count) as server:
+        assert server.wait() == 2
+    assert "it must be a whole number from 1 to 64" in server.said

@@ -1,0 +1,37 @@
+"""Databases of a test's own, and plain SQL."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+
+Sql = Callable[..., list[tuple[Any, ...]]]
+_numbers = itertools.count(1)
+
+
+def fresh_database(admin_dsn: str, template: str) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    execute(admin_dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+    try:
+        yield database_of(admin_dsn, name)
+    finally:
+        execute(admin_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def database_of(dsn: str, name: str) -> str:
+    """Return the DSN of another database of the same server."""
+    return psycopg2.extensions.make_dsn(dsn, dbname=name)
+
+
+def execute(dsn: str, statement: str, parameters: Any = None) -> list[tuple[Any, ...]]:
+    """Run a statement as the superuser, over a connection of its own, committed; returns the rows."""
+    with closing(psycopg2.connect(dsn)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement, parameters)
+            return cursor.fetchall() if cursor.description else []
