@@ -1,41 +1,34 @@
-"""The command line: `python -m server [serve|worker|migrate|doctor|certificate|loadtest]`."""
+"""The command line: `python -m server [serve|worker|migrate|doctor|certificate|loadtest]`.
+
+Each command imports its own modules and no other's: those of a server take half a second.
+"""
 
 from __future__ import annotations
 
 from server.runtime import signals
 
 if __name__ == "__main__":
-    signals.exit_at_once()  # the imports below take half a second, in which an interrupt would be a traceback
+    signals.exit_at_once()  # while modules are imported, here and in `_import`: an interrupt would be a traceback
 
 import argparse
-import contextlib
-import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from server import __version__, config
-from server.commands import migrate, serve, supervise, work
-from server.commands.doctor import examination
+from server import __version__
 from server.commands.loadtest import options as loadtest
 from server.errors import ServerError
-from server.runtime import event_loop, file_limit
-from server.storage import data_folder
-from server.storage.embedded.cluster import EmbeddedPostgres
-from server.storage.embedded.watchdog import keeping_it_running
-from server.telemetry import logs
-
-# Not "longpoll": "$user" would put the schema of that name into its search path.
-_EMBEDDED_LOGIN: Final = "longpoll_login"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What goes wrong on purpose is one sentence, not a traceback."""
     options = _parser().parse_args(arguments)
+    run = _import(options)
     try:
         with signals.raising():
-            return _run(options)
+            return run()
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -43,31 +36,46 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + interrupt.number
 
 
-def _run(options: argparse.Namespace) -> int:
+# ruff: noqa: PLC0415 - see above
+
+
+def _import(options: argparse.Namespace) -> Callable[[], int]:
+    """Import what runs the command, and return it."""
     if options.command == "certificate":
-        return _make_certificate(options)
+        from server.commands import certificate
+
+        return partial(certificate.make, options.folder, options.names)
     if options.command == "loadtest":
-        return _load(options)
-    settings = config.load(_config_file(options.config), os.environ)
-    logs.configure(settings.logging)
-    file_limit.raise_limit()
+        from server.commands.loadtest import command
+
+        return partial(command.run, options)
+    from server.commands import start
+
     serves = options.command in {"serve", "worker"}
-    if serves or not settings.database.dsn:
-        data_folder.prepare(settings.database.data_dir)
-    with _postgres(settings) as (settings, dsn, where, embedded):
-        kind = settings.server.event_loop if serves and options.processes == 1 else event_loop.ASYNCIO
-        return event_loop.run(lambda: keeping_it_running(embedded, _work(options, settings, dsn, where)), kind)
+    return partial(start.run, _import_main(options), options.config, serves=serves, alone=options.processes == 1)
 
 
-def _work(options: argparse.Namespace, settings: config.Config, dsn: str, where: str) -> Coroutine[Any, Any, int]:
+def _import_main(options: argparse.Namespace) -> Callable[..., Coroutine[Any, Any, int]]:
+    """Import what a command does that is given the settings and a Postgres, and return it."""
     if options.command == "doctor":
-        return examination.run(settings, dsn, options.url)
-    if options.command == "serve" and options.processes > 1:
-        return supervise.run(settings, dsn, where, options.processes)
-    return _COMMANDS[options.command](settings, dsn, where)
+        from server.commands.doctor import examination
 
+        return partial(examination.run, url=options.url)
+    if options.command == "migrate":
+        from server.commands.migrate import migrate
 
-_COMMANDS = {"serve": serve.serve, "worker": work.work, "migrate": migrate.migrate}
+        return migrate
+    if options.command == "worker":
+        from server.commands.work import work
+
+        return work
+    if options.processes > 1:
+        from server.commands import supervise
+
+        return partial(supervise.run, processes=options.processes)
+    from server.commands.serve import serve
+
+    return serve
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,41 +106,6 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 64):
         raise argparse.ArgumentTypeError("it must be a whole number from 1 to 64")
     return int(text)
-
-
-def _config_file(given: Path | None) -> Path | None:
-    if given is None and f"{config.PREFIX}CONFIG" in os.environ:
-        given = Path(os.environ[f"{config.PREFIX}CONFIG"])
-    default = Path("config.toml")
-    return given or (default if default.is_file() else None)
-
-
-@contextlib.contextmanager
-def _postgres(settings: config.Config) -> Iterator[tuple[config.Config, str, str, EmbeddedPostgres | None]]:
-    """Give the settings, the DSN and where its data lies: of the configured Postgres, or the embedded one for the block."""
-    database = settings.database
-    if database.dsn:
-        yield settings, database.dsn, "in the configured Postgres", None
-        return
-    postgres_bin = Path(database.postgres_bin) if database.postgres_bin else None
-    # Before any thread is started: it ends with the thread that started it, and that is to be the main one.
-    with EmbeddedPostgres(Path(database.data_dir).absolute(), postgres_bin=postgres_bin) as embedded:
-        migrating = settings.replace(database={"admin_dsn": embedded.dsn})
-        yield migrating, embedded.dsn_of(_EMBEDDED_LOGIN), f"in {embedded.location.data}", embedded
-
-
-def _load(options: argparse.Namespace) -> int:
-    from server.commands.loadtest import command  # noqa: PLC0415 - only this command needs the library that draws tables
-
-    return command.run(options)
-
-
-def _make_certificate(options: argparse.Namespace) -> int:
-    from server.commands.certificate import write_certificate  # noqa: PLC0415 - only this command needs the library
-
-    certificate, key = write_certificate(options.folder, options.names)
-    print(f"LONGPOLL_SERVER__TLS_CERTIFICATE={certificate}\nLONGPOLL_SERVER__TLS_KEY={key}")
-    return 0
 
 
 if __name__ == "__main__":

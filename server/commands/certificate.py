@@ -16,6 +16,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 _DAYS = 90
 
 
+def make(folder: Path, names: Sequence[str]) -> int:
+    """Write a certificate, and say by which settings it is used."""
+    certificate, key = write_certificate(folder, names)
+    print(f"LONGPOLL_SERVER__TLS_CERTIFICATE={certificate}\nLONGPOLL_SERVER__TLS_KEY={key}")
+    return 0
+
+
 def write_certificate(folder: Path, names: Sequence[str]) -> tuple[Path, Path]:
     """Write `certificate.pem` and `key.pem` for these host names and addresses; returns their paths."""
     key = ec.generate_private_key(ec.SECP256R1())

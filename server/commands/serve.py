@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import ssl
 import sys
 from collections.abc import AsyncIterator
@@ -36,7 +35,7 @@ async def serve(config: Config, dsn: str, where: str) -> int:
     await bring_up_to_date(config, dsn)
     app = build_app(config, dsn)
     async with running(app, config) as port:
-        with signals.told_to_stop(log_stop) as told:
+        with signals.told_to_stop(logs.stopping) as told:
             _announce(config, port, where, app)
             await told.wait()
             await _drain(app, config.server.drain_seconds)
@@ -116,11 +115,6 @@ def _announce(config: Config, port: int, where: str, app: web.Application) -> No
     )
     loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
     logs.log.info(logs.SERVER_STARTED, address=address, workers=workers, event_loop=loop)
-
-
-def log_stop(number: signal.Signals) -> None:
-    """Say by which signal the process was told to stop."""
-    logs.log.info(logs.SERVER_STOPPING, signal=number.name)
 
 
 async def _drain(app: web.Application, seconds: float) -> None:

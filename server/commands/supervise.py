@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from server.commands.migrate import bring_up_to_date
-from server.commands.serve import log_stop
 from server.config import PREFIX, Config
 from server.errors import ConfigurationError
 from server.runtime import signals
@@ -27,13 +26,13 @@ _LONGEST_PAUSE_SECONDS: Final = 10.0
 _LEAVE_SECONDS: Final = 8.0
 
 
-async def run(config: Config, dsn: str, where: str, processes: int) -> int:
+async def run(config: Config, dsn: str, where: str, *, processes: int) -> int:
     """Bring the schema up to date and have that many processes serve until SIGINT, SIGTERM or SIGHUP."""
     if config.server.unix_socket:
         raise ConfigurationError("several processes share a port; server.unix_socket is for one: leave it empty")
     await bring_up_to_date(config, dsn)
     patience = config.server.drain_seconds + _LEAVE_SECONDS
-    with _reserved_port(config) as port, signals.told_to_stop(log_stop) as told:
+    with _reserved_port(config) as port, signals.told_to_stop(logs.stopping) as told:
         print(f"{processes} processes on port {port}, data lies {where}\nStop with Ctrl-C", file=sys.stderr, flush=True)
         watching = [
             asyncio.create_task(_keep_alive(number, _environment(config, dsn, port, number), patience))

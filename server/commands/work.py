@@ -11,12 +11,13 @@ from aiohttp import web
 
 from server.app import Process
 from server.commands.migrate import bring_up_to_date
-from server.commands.serve import LAST_REQUESTS_SECONDS, log_stop
+from server.commands.serve import LAST_REQUESTS_SECONDS
 from server.config import Config
 from server.errors import ConfigurationError
 from server.protocol.runner import server_logger
 from server.runtime import signals
 from server.storage.retention import join_servers_folder
+from server.telemetry import logs
 from server.web import keys
 from server.web.handlers import ops
 
@@ -31,7 +32,7 @@ async def work(config: Config, dsn: str, _where: str) -> int:
         process.running(listener, partial(join_servers_folder, process.database, process.images), {}),
         _site(process) as where,
     ):
-        with signals.told_to_stop(log_stop) as told:
+        with signals.told_to_stop(logs.stopping) as told:
             print(f"{len(process.workers)} worker(s) running{where}; stop with Ctrl-C", file=sys.stderr, flush=True)
             await told.wait()
     return 0

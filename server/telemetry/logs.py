@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import logging
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, BinaryIO, Final, TextIO
@@ -192,6 +193,11 @@ _replies_are_quiet = False
 def lost_writes() -> int:
     """Return how many writes to the log have failed."""
     return _sink.lost if _sink is not None else 0
+
+
+def stopping(number: signal.Signals) -> None:
+    """Say by which signal the process was told to stop."""
+    log.info(SERVER_STOPPING, signal=number.name)
 
 
 def log_replies(replies: list[dict[str, object]]) -> None:

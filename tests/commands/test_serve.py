@@ -231,6 +231,20 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"longpoll-task-server {__version__}\n"
 
 
+_IMPORT = """import sys
+from server import __main__
+__main__._import(__main__._parser().parse_args(sys.argv[1:]))
+print(*sys.modules)"""
+
+
+@pytest.mark.parametrize("command", ["loadtest http://127.0.0.1:1", "serve --processes 2", "migrate", "certificate"])
+def test_a_command_that_does_not_serve_imports_no_server(command: str) -> None:
+    """It takes half a second to import, and 40 MB to keep."""
+    program = [sys.executable, "-c", _IMPORT, *command.split()]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"server.app", "server.web", "aiohttp_session", "numpy"} & set(done.stdout.split())
+
+
 @pytest.fixture
 def wheel_site(folder: Path) -> Path:
     """A folder into which the project was installed from its wheel, as `pip install` would."""

@@ -100,4 +100,4 @@ async def test_several_processes_cannot_share_it(path: Path) -> None:
     with pytest.raises(ConfigurationError, match="can't be shared"):
         config.load(None, {"LONGPOLL_SERVER__UNIX_SOCKET": str(path), "LONGPOLL_SERVER__REUSE_PORT": "yes"})
     with pytest.raises(ConfigurationError, match="several processes share a port"):
-        await supervise.run(Config().replace(server={"unix_socket": str(path)}), "", "", 2)
+        await supervise.run(Config().replace(server={"unix_socket": str(path)}), "", "", processes=2)

@@ -46,7 +46,7 @@ CHECKS: Final = (
 )
 
 
-async def run(config: Config, dsn: str, url: str) -> int:
+async def run(config: Config, dsn: str, _where: str, *, url: str) -> int:
     """Examine what these settings lead to, and what stands in front; returns the exit code."""
     logs.configure(dataclasses.replace(config.logging, level="error"))
     # What a dying connection complains of beside a check is what the check itself finds.
