@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("migrate", help="bring the schema up to date, and stop")
     look = commands.add_parser("doctor", help="check a deployment: Postgres, limits, and what stands in front")
     look.add_argument("--url", default="", help="the site as browsers see it, such as https://pictures.example.org")
-    certificate = commands.add_parser("certificate", help="make a self-signed certificate, to try https with")
+    certificate = commands.add_parser("certificate", help="make a certificate of one's own, to try https with")
     certificate.add_argument("--folder", type=Path, default=Path(".data"), help="where the two files go")
     certificate.add_argument("names", nargs="*", default=["localhost", "127.0.0.1"], help="host names and addresses")
     load = commands.add_parser("loadtest", help="hold many polls on a server, change their tasks, and say what it cost")

@@ -1,4 +1,4 @@
-"""The self-signed certificate: who it is for, and that clients which are told to trust it do."""
+"""The certificate of one's own: who it is for, and that clients which are told to trust it do."""
 
 from __future__ import annotations
 
