@@ -1,7 +1,7 @@
-"""One LISTEN connection for the whole process, which outlives its own death.
+"""The LISTEN connection of a process, which reconnects by itself.
 
-It counts as healthy only after a notification that we sent ourselves has come back: a connection may be half open,
-and a transaction pooler takes LISTEN without complaint and drops it.
+It is healthy only after a notification of its own has come back: a connection may be half open, and a transaction pooler
+accepts LISTEN and drops it.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _READY_SECONDS = 15.0
 
 
 class Listener:
-    """Hears notifications and hands each payload to the callback of its channel.
+    """Receives notifications and passes each payload to the callback of its channel.
 
-    `restored` is called when listening is proven to work, so after LISTEN: whoever reads again from then on misses
-    nothing. `lost` is called when it isn't proven any more. All callbacks run in the event loop and must not block.
+    `restored` is called when the listener becomes healthy, which is after LISTEN: a read from then on misses nothing.
+    `lost` is called when it is healthy no more. All callbacks run in the event loop and must not block.
 
-    A connection that falls silent, whenever that is, is lost by the end of the next heartbeat: it may have answered the
-    one of this moment, but not the next, and each is judged as it ends. So within two heartbeats.
+    A connection that falls silent is detected within two heartbeats: it may have answered the current one, but not the
+    next.
 
     Attributes:
         healthy: whether notifications are proven to arrive.
-        lag_seconds: how long the latest of our own took.
-        beats: how many heartbeats have begun.
-        refusal: why no connection could be made or none would listen, the last time it was tried; empty if it did.
+        lag_seconds: the round trip of the latest heartbeat.
+        beats: the number of heartbeats so far.
+        refusal: the error of the last attempt to connect and listen; empty if it succeeded.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Listener:
         timeout: float,
         metrics: Metrics,
     ) -> None:
-        """Take note; `run` does the work. The heartbeat is sent through `database`, the way real changes come."""
+        """`run` does the work. Heartbeats are sent through `database`, as real changes are."""
         self._dsn = dsn
         self._database = database
         self._application = f"{database.application}-listener"
@@ -76,11 +76,11 @@ class Listener:
         self.refusal = ""
 
     async def run(self) -> None:
-        """Listen for ever; connect again, with growing pauses, whenever the connection is lost."""
+        """Listen, and reconnect with growing pauses whenever the connection is lost."""
         heartbeat = asyncio.create_task(self._beat(), name="heartbeat")
-        heartbeat.add_done_callback(lambda _: self._drop_connection())  # a dead one is seen below
+        heartbeat.add_done_callback(lambda _: self._drop_connection())  # then the loop below sees that it is dead
         try:
-            await self._listen_again_and_again(heartbeat)
+            await self._listen_loop(heartbeat)
         finally:
             ours = (heartbeat, *self._sending)
             for task in ours:
@@ -109,7 +109,7 @@ class Listener:
             ) from None
 
     async def barrier(self) -> bool:
-        """Wait until everything committed before this call has been heard; False if that can't be had.
+        """Wait until everything committed before this call has been heard; False if the listener is or becomes unhealthy.
 
         Postgres delivers notifications in the order of their commits, so our own comes behind all the earlier ones.
         """
@@ -122,7 +122,7 @@ class Listener:
             return False
         return self.healthy
 
-    async def _listen_again_and_again(self, heartbeat: asyncio.Task[None]) -> None:
+    async def _listen_loop(self, heartbeat: asyncio.Task[None]) -> None:
         attempt = 0
         while True:
             try:
@@ -131,7 +131,7 @@ class Listener:
                     _heed_cancellation()
                     logs.log.info(logs.LISTENER_CONNECTED, attempt=attempt)
                     await self._hear(connection)
-            except Exception as error:  # noqa: BLE001 - whatever it was, listening must go on (uvloop: RuntimeError)
+            except Exception as error:  # noqa: BLE001 - after any error it reconnects (uvloop: RuntimeError)
                 if heartbeat.done():
                     heartbeat.result()
                 attempt = 0 if self.healthy else attempt + 1
@@ -141,12 +141,12 @@ class Listener:
                 )
             finally:
                 self._connection = None
-                self._give_up_health()
+                self._become_unhealthy()
             self._metrics.listener_reconnects.inc()
             await asyncio.sleep(back_off_seconds(attempt) if attempt else 0)
 
     async def _subscribe(self, connection: aiopg.Connection) -> None:
-        # It says nothing any more: what is set for the login must not close it for that.
+        # The connection is idle from now on; a login's idle_session_timeout must not close it.
         statements = [*(f"LISTEN {channel}" for channel in self._channels), "SET idle_session_timeout = 0"]
         await run_directly(connection, ";".join(statements), self._timeout)
         self._connection = connection
@@ -154,7 +154,7 @@ class Listener:
         self._send_heartbeat()
 
     async def _hear(self, connection: aiopg.Connection) -> None:
-        # No time-out and no cancel around get(): a notification that came in the same tick would be lost with it.
+        # No time-out and no cancel around get(): a notification that arrives in the same iteration would be lost.
         while True:
             with translated_errors():
                 notification = await connection.notifies.get()
@@ -165,7 +165,7 @@ class Listener:
     def _hear_heartbeat(self, payload: str) -> None:
         number = int(payload) if payload.isdecimal() and len(payload) < _LONGEST_NUMBER else 0
         if number not in self._sent_at:
-            return  # not ours, or of an earlier connection
+            return  # of another process, or of an earlier connection
         self.lag_seconds = time.monotonic() - self._sent_at[number]
         self._sent_at = {sent: at for sent, at in self._sent_at.items() if sent > number}
         self._heard = number
@@ -181,12 +181,12 @@ class Listener:
             connection, number = self._connection, self._send_heartbeat()
             await asyncio.sleep(0.75 * self._heartbeat_seconds)
             answered = self._heard >= number
-            # The last quarter is for a loop that stood still: what has come meanwhile is heard before we judge.
+            # The last quarter is for a loop that stood still: it hears what has arrived before the verdict.
             await asyncio.sleep(0.25 * self._heartbeat_seconds)
             if connection is None or connection is not self._connection or answered or self._heard >= number:
                 continue
             logs.log.warning(logs.HEARTBEAT_MISSED, number=number, waited_seconds=self._heartbeat_seconds)
-            self._give_up_health()
+            self._become_unhealthy()
             self._drop_connection()
 
     def _send_heartbeat(self) -> int:
@@ -207,7 +207,7 @@ class Listener:
         if self._connection is not None:
             self._connection.close()  # get() raises, and the loop that listens connects again
 
-    def _give_up_health(self) -> None:
+    def _become_unhealthy(self) -> None:
         if self.healthy:
             self.healthy = False
             self._lost()

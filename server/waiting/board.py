@@ -72,9 +72,9 @@ class Board(Generic[S]):
         return len(self._tasks)
 
     async def run(self) -> None:
-        """Read what is wanted and sweep, for ever. It may be run again after it has ended by an error."""
+        """Run the read, publish and sweep loops. May be run again after an error has ended it."""
         self._stopped = False
-        self._invalidate_all()  # what was about to be told when it ended is read again
+        self._invalidate_all()  # what was about to be published is read again
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read_loop(), name="board reads")
@@ -93,7 +93,7 @@ class Board(Generic[S]):
             self.leave(watched)
 
     def enter(self, task_id: str) -> Watched[S]:
-        """Watch a task; what is known of it is kept up to date until the last watcher leaves, and a while longer."""
+        """Watch a task: its snapshot is kept up to date until `linger_seconds` after the last `leave`."""
         watched = self._tasks.get(task_id)
         if watched is None:
             watched = self._tasks[task_id] = Watched(task_id)
@@ -102,7 +102,7 @@ class Board(Generic[S]):
         return watched
 
     def leave(self, watched: Watched[S]) -> None:
-        """Watch it no longer. Once for each `enter`."""
+        """End one watch. To be called once for each `enter`."""
         watched.watchers -= 1
         if not watched.watchers:
             self._retire(watched)
@@ -120,20 +120,20 @@ class Board(Generic[S]):
         return watched.snapshot
 
     def peek(self, task_id: str) -> Watched[S] | None:
-        """Return what is known of a task if that is fresh: somebody has watched it lately, and nothing is in doubt."""
+        """Return the watched task if its snapshot is fresh, without a read; else None."""
         watched = self._tasks.get(task_id)
         return watched if watched is not None and not self._stopped and self._is_fresh(watched) else None
 
     async def refresh(self, tasks: Sequence[Watched[S]], *, force: bool = False) -> None:
-        """Bring what is known of these up to this moment, as `current` does for one; they share their reads."""
+        """Make these fresh, as `current` does for one; they share their reads."""
         if self._stopped:
-            raise board_stopped()  # what we know is kept up to date no more
+            raise board_stopped()  # snapshots are no longer kept up to date
         wanted = [each for each in tasks if force or not self._is_fresh(each)]
         if not wanted:
             return
         batches = [(each, self._enqueue(each)) for each in wanted]
         impatient = not force and not self.listening and all(each.known for each in wanted)
-        # A database that says nothing must not make polls longer: who waits on what is known is told when it was read.
+        # A silent database must not prolong polls: they wait on the known snapshot, and are told when the read returns.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS if impatient else None):
                 for watched, batch in batches:
@@ -146,7 +146,7 @@ class Board(Generic[S]):
         return self.listening and watched.known and not watched.stale
 
     def on_notification(self, payload: str) -> None:
-        """Take a notification: ``id:version``, or ``id:-`` for a deletion, and more of them behind commas."""
+        """Handle a notification: comma-separated ``id:version``, or ``id:-`` for a deletion."""
         malformed = 0
         for item in payload.split(","):
             task_id, colon, version = item.partition(":")
@@ -161,7 +161,7 @@ class Board(Generic[S]):
             logs.log.warning(logs.NOTIFICATION_MALFORMED, items=malformed, payload=payload[:100])
 
     def invalidate(self, task_id: str) -> None:
-        """Take what is known of a task for stale: this process has just written it and needs no notification to know."""
+        """Invalidate the cached snapshot after a write by this process, without waiting for the notification."""
         watched = self._tasks.get(task_id)
         if watched is not None:
             watched.invalidations += 1
@@ -169,12 +169,12 @@ class Board(Generic[S]):
                 self._enqueue(watched)
 
     def on_listener_lost(self) -> None:
-        """From now on notifications may be missing."""
+        """Called when the listener is unhealthy: from now on notifications may be missing."""
         self.listening = False
         self._relisten.set()
 
     def on_listener_restored(self) -> None:
-        """From now on notifications arrive again; what happened before is found by reading."""
+        """Called when the listener is healthy again: what was missed is found by reading."""
         self.listening = True
         self._relisten.set()
         self._invalidate_all()
@@ -208,12 +208,12 @@ class Board(Generic[S]):
         while True:
             await self._wanted.wait()
             if not self._batches:
-                self._wanted.clear()  # ours alone: nobody waits on it but this loop
+                self._wanted.clear()  # only this loop waits on it
                 continue
             # One read at a time: a later read never shows an older state, so versions can't go back.
             batch = self._batches.popleft()
             await batch.read(self._read, self._metrics)
-            await self._enqueue_for_publishing(batch)  # the next read needn't wait until all have been told
+            await self._enqueue_for_publishing(batch)  # the next read needn't wait for the publishing
             if batch.unavailable:
                 await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
                 failures += 1
@@ -221,7 +221,7 @@ class Board(Generic[S]):
                 continue
             failures = 0
             if batch.errors:
-                # The others' reads go on meanwhile: it is these tasks that can't be read, not the database.
+                # Only these tasks can't be read: the others' reads go on meanwhile.
                 asyncio.get_running_loop().call_later(_RETRY_SECONDS[-1], self._enqueue_failed, batch)
 
     def _enqueue_failed(self, batch: ReadBatch[S]) -> None:
@@ -245,7 +245,7 @@ class Board(Generic[S]):
                     if task_id not in batch.errors:
                         self._tell(batch, task_id, watched)
                     if not number % _TOLD_AT_ONCE:
-                        await asyncio.sleep(0)  # somebody else's turn, and the next read's
+                        await asyncio.sleep(0)  # let other work and the next read proceed
                 batch.done.set()
             finally:
                 batch.stop()  # unless it is done
@@ -254,7 +254,7 @@ class Board(Generic[S]):
         watched.validated = batch.invalidations[task_id]
         try:
             self._apply(watched, batch.found.get(task_id), repairing=task_id in batch.repairing)
-        except Exception as error:  # noqa: BLE001 - somebody who was told failed: the others are told all the same
+        except Exception as error:  # noqa: BLE001 - an observer failed: the others are told all the same
             self._metrics.unhandled_errors.inc()
             logs.log.error(logs.ERROR_UNHANDLED, task_id=task_id, exc_info=error)
 
@@ -289,25 +289,25 @@ class Board(Generic[S]):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._relisten.wait()
-                continue  # lost or restored just now: begin a pause of the right length
+                continue  # the listener's health has changed: begin a pause of the right length
             self._forget_idle()
             if not self.listening:
                 self._enqueue_watched()
                 continue
             try:
                 await self._sweep()
-            except Exception as error:  # noqa: BLE001 - the next sweep begins anew
+            except Exception as error:  # noqa: BLE001 - the next sweep tries again
                 self._metrics.failed_reads.inc()
                 logs.log.warning(logs.SWEEP_FAILED, error=str(error), kind=type(error).__name__)
 
     async def _sweep(self) -> None:
-        # Those that linger too: who asks for them next is told what we know.
+        # Lingering ones too: the next poll is answered from their snapshot.
         watched = [each for each in self._tasks.values() if each.known and not each.stale]
         for start in range(0, len(watched), self._batch_size):
             known = {each: _version(each.snapshot) for each in watched[start : start + self._batch_size]}
             versions = await self._read_versions([each.task_id for each in known])
             suspects = [each for each in known if versions.get(each.task_id) != known[each]]
-            # The notification may be under way: only what is still as it was behind the barrier has been missed.
+            # A notification may be in flight: only what is still unchanged behind the barrier was missed.
             if suspects and await self._barrier():
                 for each in suspects:
                     if not each.stale and _version(each.snapshot) == known[each]:

@@ -1,4 +1,4 @@
-"""Tasks that are read together, and how that goes: one that can't be read must not keep the others from being read."""
+"""Tasks that are read with one statement, and the isolation of one that can't be read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from server.telemetry import logs
 from server.telemetry.metrics import Metrics
 from server.waiting.watched_task import Snapshot, Watched
 
-# Enough to find two or three bad ones among 1,000; if still more reads fail, it isn't single tasks that are the matter.
+# Enough to isolate two or three bad tasks among 1,000; if more reads fail, the cause isn't a single task.
 _MOST_READS: Final = 64
 
 S = TypeVar("S", bound=Snapshot)
@@ -21,11 +21,11 @@ class ReadBatch(Generic[S]):
     """Tasks that will be read together.
 
     Attributes:
-        repairing: the tasks of which a notification seems to have been missed.
-        invalidations: of each task, the notifications that this read settles.
-        found: the snapshots that were read; one that is missing here and in `errors` doesn't exist.
+        repairing: tasks whose notification seems to have been missed.
+        invalidations: of each task, the number of invalidations that this read covers.
+        found: the snapshots; a task that is neither here nor in `errors` doesn't exist.
         errors: why a task couldn't be read.
-        done: set when everybody has been told.
+        done: set when all observers have been told.
     """
 
     __slots__ = ("done", "errors", "found", "invalidations", "repairing", "tasks")
@@ -45,9 +45,9 @@ class ReadBatch(Generic[S]):
         return any(isinstance(error, DatabaseUnavailable) for error in self.errors.values())
 
     async def read(self, read: Callable[[Sequence[str]], Awaitable[Sequence[S]]], metrics: Metrics) -> None:
-        """Read the tasks with one call; if that fails for a reason of its own, halve them until the bad one stands alone.
+        """Read the tasks with one call. If it fails while the database can be reached, halve them until the bad one is alone.
 
-        The parts are read one after the other, each later than the one before, so versions can't go back.
+        The halves are read one after the other, so versions can't go back.
         """
         self.invalidations = {task_id: watched.invalidations for task_id, watched in self.tasks.items()}
         parts, reads = [list(self.tasks)], 0
@@ -59,7 +59,7 @@ class ReadBatch(Generic[S]):
             except asyncio.CancelledError:
                 self.stop()
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it was, it ends this read alone
+            except Exception as error:  # noqa: BLE001 - any error fails this read alone
                 metrics.failed_reads.inc()
                 logs.log.warning(logs.READ_FAILED, tasks=len(task_ids), error=str(error), kind=type(error).__name__)
                 half = len(task_ids) // 2
@@ -69,7 +69,7 @@ class ReadBatch(Generic[S]):
                     self._fail(task_ids, error)
 
     def stop(self) -> None:
-        """Tell those who wait for it that it won't come, unless it has."""
+        """Fail the batch for whoever waits for it, unless it is done."""
         if not self.done.is_set():
             self._fail(list(self.tasks), board_stopped())
             self.done.set()

@@ -1,4 +1,4 @@
-"""Ends the polls of credentials that are no more, also of those whose revocation was not heard."""
+"""Finishes the polls of revoked credentials, also when the notification of the revocation was missed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RETRY_SECONDS: Final = 1.0
 
 
 class Credentials(Protocol):
-    """Who knows the credentials."""
+    """The cache of credentials, as this module needs it."""
 
     listening: bool
     """Whether revocations are heard."""
@@ -35,7 +35,7 @@ class Credentials(Protocol):
 
 
 class Revocations:
-    """Looks up the credentials of held polls whenever revocations may have gone unheard.
+    """Rechecks the credentials of held polls whenever a revocation may have been missed.
 
     While notifications arrive nothing is looked up. While they don't, every held credential is, as often as a request
     with it would be; and once more when they arrive again. A database that can't be asked revokes nothing meanwhile:

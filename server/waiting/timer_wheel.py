@@ -10,23 +10,23 @@ GRAIN_SECONDS = 0.1
 
 
 class Expiring(Protocol):
-    """Something that can be told that its time is over. `slot` is the wheel's: where it stands."""
+    """An entry of the wheel. `slot` belongs to the wheel: the tenth of a second in which it expires."""
 
     slot: int
 
     def expire(self) -> None:
-        """End it. Called once, in the event loop."""
+        """Called once, in the event loop, when the time is over."""
 
 
 class TimerWheel:
-    """A wheel: waiters whose time ends within the same tenth of a second share a slot.
+    """A timer wheel: waiters that expire within the same tenth of a second share a slot.
 
-    A timer of the event loop for each waiter would cost memory and a heap entry that outlives the wait;
-    here joining and leaving are a set operation each. A deadline is met up to one grain early, never late.
+    A timer of the event loop for each waiter would cost memory, and a heap entry that outlives the wait; here adding and
+    removing are one set operation each. A waiter expires up to one grain early, never late.
     """
 
     def __init__(self) -> None:
-        """Make an empty wheel; its one timer runs only while somebody waits."""
+        """Make an empty wheel; its one timer runs only while there are waiters."""
         self._slots: dict[int, set[Expiring]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_slot = 0
@@ -46,7 +46,7 @@ class TimerWheel:
             self._wind(loop, slot)
 
     def remove(self, waiters: Iterable[Expiring]) -> None:
-        """Forget these; one that has expired already is forgotten anyway."""
+        """Remove these; one that has expired is not there any more, which is no error."""
         slots = self._slots
         for waiter in waiters:
             members = slots.get(waiter.slot)
@@ -68,7 +68,7 @@ class TimerWheel:
         try:
             for slot in [slot for slot in self._slots if slot <= due]:
                 self._expire(slot)
-        finally:  # an error of one waiter must not keep the others from their end: they are still there, and due
+        finally:  # after an error of one waiter the others are still in their slots, and due
             if self._slots:
                 self._wind(loop, min(self._slots))
 

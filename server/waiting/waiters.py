@@ -1,8 +1,8 @@
-"""Everybody who waits: one hold for each poll, found again by user and by client.
+"""The registry of held polls: one `Hold` each, indexed by user and by client.
 
-A hold ends in one of two ways. Its task changes: then the task's Event is set, and nothing here takes part. Or
-somebody has another reason to end this one poll: its time is over, the process stops, the same client polls again,
-the user holds too many, the credential that it came with is revoked or expires.
+A hold ends in one of two ways. Its task changes: the task's Event is set, and this module takes no part. Or this one
+poll is finished for another reason: its deadline, a drain, a newer poll of the same client, the cap of its user, a
+credential that is revoked or has expired.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Final, Protocol, Self
 
 from server.waiting.timer_wheel import GRAIN_SECONDS, TimerWheel
 
-# A poll that was let in before a revocation may still be reading what it waits for; no read takes as long as this.
+# How long a revocation is remembered for polls that were authenticated before it and are still reading.
 _REMEMBERED_SECONDS: Final = 60.0
 _MOST_REMEMBERED: Final = 100_000
 
@@ -34,30 +34,30 @@ class Reason(StrEnum):
     DRAIN = "drain"
     DEGRADED = "degraded"
     SUPERSEDED = "superseded"
-    REVOKED = "revoked"  # answered without the state: whoever asked isn't signed in any more
+    REVOKED = "revoked"  # answered with 401, without the state
 
 
 class Credential(Protocol):
-    """What a poll came with: a session or a token. All polls that came with the same one share one object."""
+    """The session or token that authenticated a poll. All its polls share one object."""
 
     @property
     def key(self) -> str:
-        """Names it without being the secret."""
+        """Identifies it; the secret can't be derived from it."""
 
     @property
     def expires_at(self) -> float:
-        """When it ends by itself, in seconds since 1970; infinity if it doesn't. It may be put off meanwhile."""
+        """When it expires, in seconds since 1970; infinity if never. It may be extended while polls are held."""
 
 
 class Hold(abc.ABC):
-    """One poll that waits: whose it is, and why it ended, if somebody has ended it. `slot`: where its deadline stands."""
+    """One held poll: its owner, and the reason if it was finished. `slot`: its deadline's slot on the timer wheel."""
 
     __slots__ = ("arrival", "client", "credential", "reason", "slot", "user")
 
     def __init__(
         self, user: str, client: tuple[str, str, str] | None, arrival: int, credential: Credential | None
     ) -> None:
-        """`client`: user, task and page that polls, if the page has a name. `arrival`: its number among all polls."""
+        """`client`: user, task and page, if the page has a name. `arrival`: the poll's number in order of arrival."""
         self.arrival = arrival
         self.credential = credential
         self.user = user
@@ -67,20 +67,20 @@ class Hold(abc.ABC):
 
     @abc.abstractmethod
     def finish(self, reason: Reason) -> None:
-        """End the hold, unless it has ended. It leaves in its own turn of the loop, not here."""
+        """Finish the hold with this reason, unless it is finished. It is unregistered later, in an iteration of its own."""
 
     def expire(self) -> None:
-        """End the hold because its time is over, or that of its credential."""
+        """Finish the hold: its deadline has come, or its credential has expired."""
         credential = self.credential
         expired = credential is not None and credential.expires_at <= time.time() + GRAIN_SECONDS
         self.finish(Reason.REVOKED if expired else Reason.TIMEOUT)
 
 
 class TaskHold(Hold):
-    """A poll that waits in the task that runs its handler. A context manager around the waiting.
+    """A poll held by the task of its handler: a context manager around the wait.
 
-    Works as `asyncio.timeout` does: `end` cancels the task, and leaving the block takes the cancellation back. What
-    differs is that it can be ended for any reason, by anybody, and that all deadlines share one timer.
+    Works as `asyncio.timeout` does: `finish` cancels the task, and leaving the block takes the cancellation back. Unlike
+    it, it can be finished for any reason, and all deadlines share one timer.
     """
 
     __slots__ = ("_cancelling", "_seconds", "_task", "_waiters")
@@ -94,7 +94,7 @@ class TaskHold(Hold):
         arrival: int,
         credential: Credential | None,
     ) -> None:
-        """Take note; entering the block begins the hold."""
+        """Entering the block begins the hold."""
         super().__init__(user, client, arrival, credential)
         self._seconds = seconds
         self._waiters = waiters
@@ -102,7 +102,7 @@ class TaskHold(Hold):
         self._cancelling = 0
 
     def finish(self, reason: Reason) -> None:
-        """Cancel the task that waits, unless the hold has ended."""
+        """Cancel the task that waits, unless the hold is finished."""
         if self.reason is None and self._task is not None:
             self.reason = reason
             self._task.cancel()
@@ -121,12 +121,12 @@ class TaskHold(Hold):
         self._waiters.unregister([self])
         if self.reason is None or task is None:
             return False
-        # Ours is taken back; if somebody else has canceled the task too (the client left), that goes on.
+        # Our cancellation is taken back; one that came from elsewhere (the client left) is raised on.
         return task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
 
 
 class Waiters:
-    """All holds of this process, and the rules on how many there may be."""
+    """All holds of this process, and the caps on their number."""
 
     def __init__(self, *, max_held: int, max_held_per_user: int, chance: Callable[[], float] = random.random) -> None:
         """Make an empty registry. `chance` gives numbers in 0..1."""
@@ -159,16 +159,16 @@ class Waiters:
         return self._count >= self.max_held
 
     def arrive(self) -> int:
-        """Return the number of a poll that has just arrived: before it reads anything, which may take a while."""
+        """Return the next arrival number. To be called before the poll reads anything, which may take a while."""
         return next(self._arrivals)
 
     def reason_not_to_hold(self, client: tuple[str, str, str] | None, arrival: int) -> Reason | None:
-        """Return why a poll with no news is answered all the same, or None if it may be held."""
+        """Return why a poll is answered although its task hasn't changed, or None if it may be held."""
         if self.draining:
             return Reason.DRAIN
         held = self._by_client.get(client) if client is not None else None
         if held is not None and held.arrival > arrival:
-            return Reason.SUPERSEDED  # the same client has come again while this one was being read for
+            return Reason.SUPERSEDED  # a newer poll of the same client arrived during the read
         return Reason.DEGRADED if self.full else None
 
     def hold(
@@ -183,9 +183,9 @@ class Waiters:
         return TaskHold(self, user, client, seconds, self.arrive() if arrival is None else arrival, credential)
 
     def register(self, hold: Hold, seconds: float) -> None:
-        """Register a hold of at most that many seconds; an older one of the same client, or the user's oldest, may have to end.
+        """Register a hold of at most that many seconds, and no longer than its credential is valid.
 
-        It ends with its credential at the latest.
+        An older poll of the same client is superseded; over the user's cap the oldest poll is degraded.
         """
         if hold.client is not None:
             older = self._by_client.get(hold.client)
@@ -202,7 +202,7 @@ class Waiters:
         self._deadlines.add(hold, seconds)
 
     def unregister(self, holds: Sequence[Hold]) -> None:
-        """Forget holds that are over."""
+        """Forget holds that are done."""
         self._deadlines.remove(holds)
         by_user, by_client = self._by_user, self._by_client
         for hold in holds:
@@ -215,14 +215,14 @@ class Waiters:
         self._count -= len(holds)
 
     def is_revoked(self, credential: Credential | None) -> bool:
-        """Whether this credential was revoked since the poll that came with it was let in."""
+        """Whether this credential was revoked after its poll was authenticated."""
         return credential is not None and credential.key in self._revoked
 
     def revoke(self, key: str) -> None:
-        """End every hold that came with this credential, and hold none that is still reading.
+        """Finish every hold of this credential, and refuse to hold its polls that are still reading.
 
-        Nothing is kept per poll for this. All holds are looked through instead: 0.1 µs each, and once for all the
-        credentials that are revoked in the same turn of the loop.
+        There is no index by credential, which would cost memory for each poll: all holds are scanned, 0.1 µs each, once
+        for all credentials that are revoked in the same iteration of the loop.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
@@ -237,7 +237,7 @@ class Waiters:
             del self._revoked[oldest]
 
     def finish_those_of(self, keys: Collection[str], reason: Reason) -> None:
-        """End every hold that came with one of these credentials."""
+        """Finish every hold of these credentials."""
         for hold in self:
             if hold.credential is not None and hold.credential.key in keys:
                 hold.finish(reason)
@@ -251,13 +251,13 @@ class Waiters:
         self.finish_those_of(keys, Reason.REVOKED)
 
     def drain(self, seconds: float) -> None:
-        """End every hold at a random moment within that many seconds; new polls are to be answered at once."""
+        """Finish every hold at a random moment within that many seconds; new polls are answered at once."""
         self.draining = True
         loop = asyncio.get_running_loop()
         for hold in self:
             loop.call_later(self._chance() * seconds, hold.finish, Reason.DRAIN)
 
     def _make_room(self, of_user: dict[Hold, None]) -> None:
-        going_on = [hold for hold in of_user if hold.reason is None]  # the others are about to leave
+        going_on = [hold for hold in of_user if hold.reason is None]  # the others are about to be unregistered
         if len(going_on) >= self.max_held_per_user:
             going_on[0].finish(Reason.DEGRADED)

@@ -1,4 +1,4 @@
-"""What is known of one task, and those who want to know more."""
+"""One watched task: its latest snapshot, and the observers of its changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Snapshot(Protocol):
-    """What the board must know of a task's state; the rest is its reader's."""
+    """What the board needs of a task's state."""
 
     @property
     def task_id(self) -> str:
@@ -23,7 +23,7 @@ class Snapshot(Protocol):
 
     @property
     def status(self) -> str:
-        """For those who wait for nothing less than a new status."""
+        """Compared for polls with `until=status`."""
 
     @property
     def terminal(self) -> bool:
@@ -34,14 +34,14 @@ S = TypeVar("S", bound=Snapshot)
 
 
 class Follower(Protocol):
-    """Somebody who is told of every change of a task: an `asyncio.Event`, or what looks like one."""
+    """An observer of a task's changes: an `asyncio.Event`, or what has its `set`."""
 
     def set(self) -> None:
-        """Be told. To be quick about it, and to follow or unfollow nothing meanwhile."""
+        """Called on every change. Must not block, follow or unfollow: the observers are being iterated."""
 
 
 class Watched(Generic[S]):
-    """One task that is watched, or was lately."""
+    """One task that is watched, or was watched within the linger time."""
 
     __slots__ = (
         "_event",
@@ -57,7 +57,7 @@ class Watched(Generic[S]):
     )
 
     def __init__(self, task_id: str) -> None:
-        """Begin with knowing nothing."""
+        """Begin without a snapshot, and stale."""
         self.task_id = task_id
         self.snapshot: S | None = None
         self.status_since = 0  # the lowest version that we know to have the snapshot's status
@@ -66,25 +66,25 @@ class Watched(Generic[S]):
         self.validated = 0
         self.watchers = 0
         self._event: asyncio.Event | None = None
-        # Most tasks have one follower, and a dictionary for each would cost more than all the rest here. Of many, who has
-        # waited longest is told first; memory is then walked as it was laid out, which a set's order would not do.
+        # Most tasks have one follower, and a dictionary would cost more than all other slots. A dictionary, not a set: in order
+        # of arrival memory is walked as it was laid out.
         self._follower: Follower | None = None
         self._others: dict[Follower, None] | None = None
 
     @property
     def stale(self) -> bool:
-        """Whether anything was heard of the task since the read began that told what we know."""
+        """Whether the task was invalidated after the read began that made the snapshot."""
         return self.validated < self.invalidations
 
     @property
     def event(self) -> asyncio.Event:
-        """The Event of the next change. Take it before comparing, wait on it after."""
+        """The Event of the next change. Get it before comparing, wait on it after."""
         if self._event is None:
             self._event = asyncio.Event()
         return self._event
 
     def release(self) -> None:
-        """Wake everybody who waits for a change: the Event is taken out and set, never cleared."""
+        """Wake all observers: the Event is replaced and set, never cleared."""
         event, self._event = self._event, None
         if event is not None:
             event.set()
@@ -95,7 +95,7 @@ class Watched(Generic[S]):
                 follower.set()
 
     def follow(self, follower: Follower) -> None:
-        """Have somebody told of every change, until `unfollow`."""
+        """Add an observer."""
         if self._follower is None:
             self._follower = follower
         elif self._others is None:
@@ -104,7 +104,7 @@ class Watched(Generic[S]):
             self._others[follower] = None
 
     def unfollow(self, follower: Follower) -> None:
-        """Tell that one no more."""
+        """Remove an observer."""
         if self._follower is follower:
             self._follower = None
         elif self._others is not None:
