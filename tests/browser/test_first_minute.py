@@ -73,15 +73,15 @@ async def test_from_signing_up_to_a_picture_with_a_handful_of_requests(folder: P
     assert faults == []
 
 
-async def test_progress_moves_survives_a_reload_and_can_be_canceled(folder: Path, chromium: Browser) -> None:
-    with server_process(folder, generation__step_seconds=60) as server:
+async def test_progress_moves_survives_a_reload_and_can_be_canceled(begun_folder: Path, chromium: Browser) -> None:
+    with server_process(begun_folder, generation__step_seconds=60) as server:
         async with await chromium.new_page() as page:
             faults = _listen_for_faults(page)
             await sign_up(page, server.url)
             await page.get_by_role("textbox", name="Prompt").fill("two moons")
             await page.get_by_role("button", name="Create picture").click()
             await expect(page.get_by_text("In progress")).to_be_visible()
-            _move_progress(server, folder)
+            _move_progress(server, begun_folder)
             await expect(page.get_by_text("40 %")).to_be_visible()
             await page.reload()
             await expect(page.get_by_text("40 %")).to_be_visible()

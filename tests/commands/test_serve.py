@@ -72,16 +72,16 @@ async def test_one_command_runs_everything_and_ctrl_c_leaves_nothing(folder: Pat
     await until(lambda: not leftovers(folder))
 
 
-async def test_a_kill_leaves_nothing_and_the_next_start_goes_on(folder: Path) -> None:
-    with server_process(folder, generation__workers=0) as server:
+async def test_a_kill_leaves_nothing_and_the_next_start_goes_on(begun_folder: Path) -> None:
+    with server_process(begun_folder, generation__workers=0) as server:
         async with local_session() as session:
             await register(session, server.url)
             async with session.post(f"{server.url}/api/generate", json={"prompt": "a lake"}) as reply:
                 assert reply.status == 202
             cookies = {cookie.key: cookie.value for cookie in session.cookie_jar}
         server.stop(signal.SIGKILL)
-    await until(lambda: not leftovers(folder))
-    with server_process(folder, generation__workers=0) as server:
+    await until(lambda: not leftovers(begun_folder))
+    with server_process(begun_folder, generation__workers=0) as server:
         async with (
             aiohttp.ClientSession(cookies=cookies, cookie_jar=aiohttp.CookieJar(unsafe=True)) as session,
             session.get(f"{server.url}/api/generate/tasks") as reply,
@@ -125,14 +125,14 @@ def test_a_wrong_setting_stops_the_start_with_one_sentence(folder: Path) -> None
     assert server.said == "error: unknown key in [polling]: 'hold_second'; did you mean 'hold_seconds'?\n"
 
 
-def test_a_port_that_is_taken_stops_the_start_with_one_sentence(folder: Path) -> None:
+def test_a_port_that_is_taken_stops_the_start_with_one_sentence(begun_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        server = ServerProcess(folder, server__port=port)
+        server = ServerProcess(begun_folder, server__port=port)
         assert server.wait() == 1
     assert f"error: can't listen on 127.0.0.1:{port}" in server.said
     assert "Traceback" not in server.said
-    assert not leftovers(folder)
+    assert not leftovers(begun_folder)
 
 
 def test_a_database_that_is_not_there_stops_the_start_with_one_sentence(folder: Path) -> None:
@@ -182,15 +182,15 @@ async def test_the_certificate_that_a_command_makes_serves_https(
         assert server.stop() == 0
 
 
-async def test_workers_of_another_process_do_the_work(folder: Path) -> None:
+async def test_workers_of_another_process_do_the_work(begun_folder: Path) -> None:
     """`worker` joins the Postgres that `serve` has started."""
-    with server_process(folder, generation__workers=0) as server:
+    with server_process(begun_folder, generation__workers=0) as server:
         async with local_session() as session:
             await register(session, server.url)
             async with session.post(f"{server.url}/api/generate", json={"prompt": "a lake"}) as reply:
                 task_id = (await reply.json())["taskId"]
             address = f"{server.url}/api/generate/status?taskId={task_id}&until=terminal"
-            with server_process(folder, "worker", generation__step_seconds=0) as worker:
+            with server_process(begun_folder, "worker", generation__step_seconds=0) as worker:
                 async with session.get(address) as reply:
                     assert (await reply.json())["data"]["status"] == "completed"
                 assert worker.stop() == 0

@@ -11,13 +11,18 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.commands.test_serve import folder, leftovers, local_session, register
+from tests.commands.test_serve import leftovers, local_session, register
 from tests.support.facts import until
 from tests.support.processes import ServerProcess, server_process
 
-__all__ = ["folder"]
 STARTED = re.compile(r'"number": ?(\d+), ?"pid": ?(\d+)|"pid": ?(\d+), ?"number": ?(\d+)|number=(\d+) +pid=(\d+)')
 PORT = re.compile(r"^2 processes on port (\d+), data lies in ", re.MULTILINE)
+
+
+@pytest.fixture
+def folder(begun_folder: Path) -> Path:
+    """A checkout in which a Postgres has been made already: who made it isn't what is tried here."""
+    return begun_folder
 
 
 def children(server: ServerProcess) -> list[int]:

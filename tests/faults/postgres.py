@@ -17,6 +17,7 @@ import pytest
 
 from server.storage.embedded.cluster import LOCK_SECONDS, EmbeddedPostgres
 from server.storage.migrations import migrate
+from tests.conftest import POSTGRES_BIN, copy_data_folder
 
 T = TypeVar("T")
 
@@ -39,7 +40,7 @@ class MortalPostgres(EmbeddedPostgres):
     started it.
     """
 
-    def __init__(self, data_dir: Path, *, postgres_bin: Path | None = None) -> None:
+    def __init__(self, data_dir: Path, *, postgres_bin: Path | None = POSTGRES_BIN) -> None:
         super().__init__(data_dir, postgres_bin=postgres_bin, settings=_SETTINGS)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="postgres")
         self._backup = data_dir / "backup"
@@ -91,13 +92,12 @@ class MortalPostgres(EmbeddedPostgres):
 
 
 @contextlib.contextmanager
-def mortal_postgres() -> Iterator[MortalPostgres]:
-    """Run a Postgres of one's own, with the schema in it."""
-    binaries = os.environ.get("LONGPOLL_TEST_POSTGRES_BIN")
+def mortal_postgres(made_before: Path) -> Iterator[MortalPostgres]:
+    """Run a Postgres of one's own, with the schema in it, in a copy of that data folder."""
     folder = Path(tempfile.mkdtemp(prefix="longpoll-tests-", dir="/tmp"))
     folder.chmod(0o711)  # Postgres runs as `nobody` if the tests run as root
     try:
-        with MortalPostgres(folder, postgres_bin=Path(binaries) if binaries else None) as postgres:
+        with MortalPostgres(copy_data_folder(made_before, folder / "data")) as postgres:
             asyncio.run(migrate(postgres.dsn))
             yield postgres
     finally:
@@ -115,9 +115,9 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def mortal() -> Iterator[MortalPostgres]:
+def mortal(made_before: Path) -> Iterator[MortalPostgres]:
     """A Postgres that this test may end."""
-    with mortal_postgres() as postgres:
+    with mortal_postgres(made_before) as postgres:
         yield postgres
 
 

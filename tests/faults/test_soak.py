@@ -34,8 +34,8 @@ UNAVAILABLE = 503
 
 
 @pytest.fixture
-def mortal() -> Iterator[MortalPostgres]:
-    with mortal_postgres() as postgres:
+def mortal(made_before: Path) -> Iterator[MortalPostgres]:
+    with mortal_postgres(made_before) as postgres:
         yield postgres
 
 

@@ -18,12 +18,11 @@ import aiohttp
 import pytest
 
 from server.storage.embedded.cluster import EmbeddedPostgres
-from tests.commands.test_serve import folder, local_session
+from tests.commands.test_serve import local_session
 from tests.support.facts import until
 from tests.support.postgres import database_of, execute
 from tests.support.processes import ServerProcess, server_process
 
-__all__ = ["folder"]
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(
     r"^```sh\n(.*?)^```", (ROOT / "docs" / "backup.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
@@ -166,8 +165,10 @@ async def test_an_older_database_with_the_newer_folder_loses_no_picture(
         assert server.stop() == 0
 
 
-async def test_a_copy_of_the_data_folder_is_a_backup_of_the_embedded_postgres(folder: Path, tmp_path: Path) -> None:
-    data_dir = folder / ".data"
+async def test_a_copy_of_the_data_folder_is_a_backup_of_the_embedded_postgres(
+    begun_folder: Path, tmp_path: Path
+) -> None:
+    folder, data_dir = begun_folder, begun_folder / ".data"
     with server_process(folder, generation__step_seconds=0) as server:
         async with site(server, "register") as before:
             task_id = await before.make("a lake")

@@ -181,9 +181,9 @@ async def test_a_database_that_has_lost_its_id_is_told(dsn: str, sql: Sql, image
 
 
 @pytest.fixture
-def mortal() -> Iterator[MortalPostgres]:
+def mortal(made_before: Path) -> Iterator[MortalPostgres]:
     """A Postgres of this test's own."""
-    with mortal_postgres() as postgres:
+    with mortal_postgres(made_before) as postgres:
         yield postgres
 
 

@@ -16,13 +16,12 @@ from psycopg2.extensions import make_dsn
 
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate, read_migrations
-from tests.commands.test_serve import folder, local_session, register
+from tests.commands.test_serve import local_session, register
 from tests.faults.sites import free_port
 from tests.support.facts import until
 from tests.support.postgres import Sql, execute
 from tests.support.processes import ServerProcess, server_process
 
-__all__ = ["folder"]
 ROOT = Path(__file__).resolve().parents[2]
 WORKING = re.compile(r"^1 worker\(s\) running", re.MULTILINE)
 PORT = re.compile(r"^2 processes on port (\d+)", re.MULTILINE)
@@ -31,6 +30,12 @@ LOGINS = (
     "SELECT DISTINCT usename::text, application_name FROM pg_stat_activity"
     " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND usename IS NOT NULL"
 )
+
+
+@pytest.fixture
+def folder(begun_folder: Path) -> Path:
+    """A checkout in which a Postgres has been made already: who made it isn't what is tried here."""
+    return begun_folder
 
 
 def superuser(folder: Path) -> str:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from server.commands.doctor.examination import CHECKS
 from tests.commands.doctor.conftest import Examination
@@ -45,19 +40,10 @@ def test_a_limit_that_the_server_raises_by_itself_is_none(dsn: str, tmp_path: Pa
     assert examination["descriptors"].startswith("ok")
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder whose path is short and open enough for an embedded Postgres."""
-    path = Path(tempfile.mkdtemp(prefix="longpoll-run-", dir="/tmp"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def test_the_newcomers_own_server_is_examined_while_it_runs(folder: Path) -> None:
+def test_the_newcomers_own_server_is_examined_while_it_runs(begun_folder: Path) -> None:
     settings = {"polling__max_held": 50, "polling__hold_seconds": 0.5, "polling__jitter_seconds": 0}
-    with server_process(folder, **settings) as server:
-        examination = run_doctor(folder, "--url", server.url, **settings)
+    with server_process(begun_folder, **settings) as server:
+        examination = run_doctor(begun_folder, "--url", server.url, **settings)
         assert examination.sound, examination.text
         assert examination.sum == f"{len(CHECKS)} ok, 0 skipped, 0 WARNING, 0 FAILED"
         assert "(the embedded Postgres: " in examination["database"]
