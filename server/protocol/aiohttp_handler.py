@@ -1,16 +1,20 @@
-"""What aiohttp's handler and server must know more than their own, so that connections can be parked."""
+"""aiohttp's request handler and server, extended so that connections can be parked.
+
+This needs names that aiohttp keeps to itself. They are used in this module only and listed in `PRIVATE_NAMES`: where one is
+missing, the server runs with aiohttp's own handler, and every poll is held by its coroutine.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
-from aiohttp import web
+from aiohttp import web, web_protocol
 from aiohttp.http import HttpVersion11, RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestHandler, _ErrInfo
+from aiohttp.web_protocol import RequestHandler
 
 from server.protocol.departures import CONTINUE, Departures
 
@@ -19,6 +23,48 @@ MOST_LINE_BYTES: Final = 8190  # of the first line
 # aiohttp bounds each header and their number, which together are megabytes.
 _MOST_HEAD_BYTES: Final = MOST_LINE_BYTES + MOST_HEADER_BYTES
 _END_OF_HEAD: Final = b"\r\n\r\n"
+
+PRIVATE_NAMES: Final[Mapping[object, tuple[str, ...]]] = {
+    RequestHandler: (
+        "_current_request",
+        "_force_close",
+        "_keepalive_handle",
+        "_loop",
+        "_manager",
+        "_messages",
+        "_next_keepalive_close_time",
+        "_parser",
+        "_pause_transport_reading",
+        "_process_keepalive",
+        "_request_count",
+        "_request_factory",
+        "_request_handler",
+        "_resume_transport_reading",
+        "_upgraded",
+        "_waiter",
+    ),
+    web.BaseRequest: ("_prepare_hook",),
+    web.StreamResponse: ("_keep_alive",),
+    web_protocol: ("_ErrInfo",),
+}
+_PRIVATE_NAMES_OF_A_SERVER: Final = ("_kwargs", "_loop")  # which has them only once it is made
+
+
+def missing_names(made: web.Server) -> list[str]:
+    """Return the private names that this release of aiohttp doesn't have; `made`: any server of its own."""
+    wanted = [*PRIVATE_NAMES.items(), (made, _PRIVATE_NAMES_OF_A_SERVER)]
+    return [name for owner, names in wanted for name in names if not hasattr(owner, name)]
+
+
+async def begin_reply(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Do what aiohttp's `StreamResponse.prepare` begins with."""
+    await request._prepare_hook(response)  # noqa: SLF001
+    if response.keep_alive is None:
+        response._keep_alive = request.keep_alive  # noqa: SLF001
+
+
+def _bad_head(error: LineTooLong) -> web_protocol._ErrInfo:
+    return web_protocol._ErrInfo(status=400, exc=error, message=error.message)  # noqa: SLF001
 
 
 class PollHandler(RequestHandler):
@@ -110,7 +156,7 @@ class PollHandler(RequestHandler):
         """Have the head answered as aiohttp does one that it can't parse (web_protocol.py, `data_received`)."""
         error = LineTooLong(b"", MOST_HEADER_BYTES)
         self._request_count += 1
-        self._messages.append((_ErrInfo(status=400, exc=error, message=error.message), EMPTY_PAYLOAD))
+        self._messages.append((_bad_head(error), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -9,11 +9,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
+import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 
 from server.errors import BadRequest, ExpectationFailed, HeadersTooLarge, Problem, UriTooLong
-from server.protocol.aiohttp_handler import MOST_HEADER_BYTES, MOST_LINE_BYTES, PollHandler, PollServer
+from server.protocol.aiohttp_handler import MOST_HEADER_BYTES, MOST_LINE_BYTES, PollHandler, PollServer, missing_names
 from server.protocol.heads import complete
 from server.protocol.parking import Parking
 from server.protocol.replies import compose_problem, headers_of
@@ -44,8 +45,13 @@ class Runner(web.AppRunner):
         self._error_page = error_page
         self._head_seconds = head_seconds
 
-    async def _make_server(self) -> Server:
-        return Server(await super()._make_server(), self._parking, self._error_page, self._head_seconds)
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        missing = missing_names(made)
+        if missing:
+            logs.log.warning(logs.PARKING_UNAVAILABLE, aiohttp=aiohttp.__version__, missing=missing)
+            return made
+        return Server(made, self._parking, self._error_page, self._head_seconds)
 
 
 class Server(PollServer):

@@ -6,6 +6,7 @@ from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
 from server.protocol import heads
+from server.protocol.aiohttp_handler import PollHandler, begin_reply
 from server.protocol.replies import StateReply, headers_of
 
 
@@ -25,9 +26,7 @@ class WholeReply(web.StreamResponse):
         if self._written:
             return
         self._written = True
-        await request._prepare_hook(self)  # noqa: SLF001 - what every reply's prepare() begins with
-        if self.keep_alive is None:
-            self._keep_alive = request.keep_alive
+        await begin_reply(request, self)
         transport = request.transport
         if transport is not None:
             end_of_head = heads.end_of_head(close=not self.keep_alive)
@@ -39,7 +38,11 @@ class WholeReply(web.StreamResponse):
 
 def poll_reply(request: web.Request, reply: StateReply, held_seconds: float, request_id: str) -> web.StreamResponse:
     """Return the reply to a poll; aiohttp writes it where the request isn't one of the plain kind."""
-    if request.version == HttpVersion11 and request.method == hdrs.METH_GET:
+    if (
+        request.version == HttpVersion11
+        and request.method == hdrs.METH_GET
+        and isinstance(request.protocol, PollHandler)
+    ):
         return WholeReply(reply, held_seconds, request_id)
     status, head, body = reply.compose(held_seconds)
     return web.Response(status=status, headers=headers_of(head), body=body)

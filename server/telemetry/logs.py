@@ -28,6 +28,7 @@ POLL_FINISHED = "poll.finished"
 METRICS_SNAPSHOT = "metrics.snapshot"
 
 SERVER_STARTED = "server.started"
+PARKING_UNAVAILABLE = "parking.unavailable"
 SERVER_STOPPING = "server.stopping"
 SERVER_STOPPED = "server.stopped"
 TASK_DIED = "task.died"
