@@ -1,4 +1,4 @@
-"""The life of a process: open, say so, run until told to stop, let everybody go, close."""
+"""The command `serve`: start, announce, run until a signal, drain, close."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def serve(config: Config, dsn: str, where: str) -> int:
 
 
 def make_runner(app: web.Application) -> web.AppRunner:
-    """Return what runs the application, wherever its sockets come from."""
+    """Return the runner of the application; its caller provides the sockets."""
     server = app[keys.CONFIG].server
     return Runner(
         app,
@@ -84,7 +84,7 @@ async def running(app: web.Application, config: Config) -> AsyncIterator[int]:
 
 
 def tls_context(config: Config) -> ssl.SSLContext | None:
-    """Return what https needs, or None if this server speaks plain http.
+    """Return the TLS context, or None for plain http.
 
     Raises:
         ConfigurationError: the certificate or its key can't be used.

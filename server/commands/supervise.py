@@ -1,4 +1,4 @@
-"""Several server processes on one port: started, watched, started again when they die, and stopped together."""
+"""The command `serve --processes N`: several processes on one port, restarted when they die, stopped together."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def run(config: Config, dsn: str, where: str, *, processes: int) -> int:
 
 @contextlib.contextmanager
 def _reserved_port(config: Config) -> Iterator[int]:
-    """Keep the port ours while no process listens on it; a socket that doesn't listen gets no connections."""
+    """Reserve the port by a socket that doesn't listen, and so gets no connections."""
     family = socket.AF_INET6 if ":" in config.server.host else socket.AF_INET
     with socket.socket(family) as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -63,7 +63,7 @@ def _reserved_port(config: Config) -> Iterator[int]:
 
 
 def _environment(config: Config, dsn: str, port: int, number: int) -> Mapping[str, str]:
-    """Return what differs between one process that serves alone and one of several."""
+    """Return the environment of one of several processes."""
     workers = config.generation.workers if number == 1 else 0
     ours = {
         "DATABASE__DSN": dsn,
@@ -76,7 +76,7 @@ def _environment(config: Config, dsn: str, port: int, number: int) -> Mapping[st
 
 
 async def _keep_alive(number: int, environment: Mapping[str, str], patience: float) -> None:
-    """Run a process again whenever it ends, until this is canceled; then let it go in peace."""
+    """Restart a process whenever it ends, until this is canceled; then stop it gracefully."""
     failures = 0
     while True:
         started = time.monotonic()

@@ -1,4 +1,4 @@
-"""A process that works and serves nobody."""
+"""The command `worker`: workers without a web server."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def work(config: Config, dsn: str, _where: str) -> int:
 
 @contextlib.asynccontextmanager
 async def _site(process: Process) -> AsyncIterator[str]:
-    """Answer what an operator asks a worker, on a port of its own, if one is set; gives what to say of it.
+    """Serve /metrics and /healthz on a port of their own, if one is set; yields a phrase for the announcement.
 
     Raises:
         ConfigurationError: the address can't be used.

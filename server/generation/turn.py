@@ -25,14 +25,14 @@ class Turn:
     """
 
     def __init__(self, data_dir: str, *, group: int) -> None:
-        """Take note; `group` is the number of the process that started them all."""
+        """`group`: the pid of their common parent."""
         self._path = Path(data_dir).absolute() / _FILE
         self._place = zlib.crc32(socket.gethostname().encode()) << 22 | group
         self._descriptor: int | None = None
         self._ours = False
 
     async def come(self) -> None:
-        """Return when this process has the lock."""
+        """Wait for the lock."""
         while not self._ours and not self._try():
             await asyncio.sleep(_ASK_SECONDS)
 

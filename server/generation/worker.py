@@ -48,7 +48,7 @@ def worker_name() -> str:
 
 
 class Worker:
-    """Does one task at a time. `wake` tells it that there may be one."""
+    """Processes one task at a time. `wake` tells it to look into the queue."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Worker:
         *,
         result_url: Callable[[str], str],
     ) -> None:
-        """Use these; `result_url` says where the picture of a task can be had."""
+        """`result_url` returns the URL of a task's picture."""
         self._queue = queue
         self._generator = generator
         self._images = images
@@ -72,11 +72,11 @@ class Worker:
         self._postponed = 0  # in a row
 
     def wake(self) -> None:
-        """Look for work now."""
+        """Look into the queue now."""
         self._awake.set()
 
     async def run(self) -> None:
-        """Work for ever. Canceled, it gives the task in hand back before it ends."""
+        """Process tasks until canceled; then the current task is returned to the queue."""
         logs.log.info(logs.WORKER_STARTED)
         try:
             while True:

@@ -1,4 +1,4 @@
-"""Tasks that run beside the requests: one that dies is noticed, and started again."""
+"""Supervised background tasks: one that dies is logged, counted and restarted with back-off."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Background:
     """
 
     def __init__(self, metrics: Metrics) -> None:
-        """Begin with no tasks."""
+        """Supervise no task yet."""
         self._metrics = metrics
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.dead: dict[str, str] = {}
 
     def start(self, name: str, work: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
-        """Run `work()` in a task of this name, and again whenever it ends by an error. Each call begins anew."""
+        """Run `work()` in a task of this name; call it again whenever it raises."""
         task = asyncio.create_task(self._keep_running(name, work), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def close(self) -> None:
-        """Cancel all and wait until they have ended."""
+        """Cancel all tasks and wait until they are done."""
         self._closing = True
         while tasks := list(self._tasks):
             for task in tasks:
@@ -84,7 +84,7 @@ class Background:
 
 @contextlib.contextmanager
 def counted_errors(metrics: Metrics) -> Iterator[None]:
-    """Log and count, while the block runs, what fails in callbacks of the loop and in tasks that nobody awaits."""
+    """Log and count unhandled errors of the loop's callbacks and of tasks that nobody awaits, while the block runs."""
     loop = asyncio.get_running_loop()
     before = loop.get_exception_handler()
 

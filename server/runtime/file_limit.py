@@ -8,7 +8,7 @@ import sys
 
 
 def raise_limit() -> int:
-    """Let this process open as many files as it may without being root; returns how many.
+    """Raise the soft limit of open files to the hard limit; returns it.
 
     A login has a soft limit of 1,024 mostly, for the sake of programs that use select(). We don't (see
     `storage/database.py` for aiopg), and the hard limit is some hundred times as high.
@@ -20,6 +20,6 @@ def raise_limit() -> int:
 
 
 def limit() -> int:
-    """Return how many files this process may have open."""
+    """Return the current limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft

@@ -21,14 +21,14 @@ _FEW_HELD: Final = 1000
 
 
 def tune_gc() -> None:
-    """Begin: what exists now lives as long as the process."""
+    """Freeze all objects that exist now, and raise the thresholds. To be called once, after the start."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
 
 
 async def keep_gc_tuned(held: Callable[[], int]) -> None:
-    """Freeze what has lived for a while, for ever; `held` tells how many polls are held."""
+    """Freeze surviving objects every two seconds; `held` returns the number of held polls."""
     loop = asyncio.get_running_loop()
     thaw_at = loop.time() + THAW_SECONDS
     while True:

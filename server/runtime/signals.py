@@ -34,7 +34,7 @@ _CANCEL_AGAIN_SECONDS: Final = 3.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was told to stop by this signal."""
+    """Raised in the main thread when one of the signals arrives."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -42,7 +42,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def exit_at_once() -> None:
-    """Have the process exit when it is told to stop, with the code that shells give for the signal.
+    """Exit at once on a signal, with 128 plus its number, as shells do.
 
     To be called before anything is begun that would have to be cleaned up. Python's own handler would print a traceback
     for SIGINT, and the process 1 of a container has no default action for SIGTERM.
@@ -54,7 +54,7 @@ def exit_at_once() -> None:
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Raise `Interrupted` in the main thread when the process is told to stop while the block runs."""
+    """Raise `Interrupted` in the main thread on a signal, while the block runs."""
     with _raised_again_if_ignored(), handling(_raise):
         yield
 
@@ -138,7 +138,7 @@ def is_canceled() -> bool:
 
 
 class Cancellation:
-    """Cancels a coroutine when the process is told to stop, even before it has begun."""
+    """Cancels a coroutine on a signal, even before it has started."""
 
     def __init__(self) -> None:
         self._number: signal.Signals | None = None

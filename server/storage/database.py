@@ -39,7 +39,7 @@ from server.telemetry import logs
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
-# A database that says nothing must not keep a process that stops.
+# How long a statement may take once the process stops.
 _LAST_STATEMENTS_SECONDS = 0.5
 
 
@@ -144,7 +144,7 @@ class Database:
     """
 
     def __init__(self, dsn: str, *, pool_size: int, timeout: float, application: str = "longpoll") -> None:
-        """Take note of where to connect to; `open` does it.
+        """`open` connects.
 
         `timeout` is in seconds, for one statement; `application` is what Postgres calls us (`application_name`).
         """
@@ -197,10 +197,7 @@ class Database:
             return await connect(self._dsn, self._timeout, self.application)
 
     def begin_shutdown(self) -> None:
-        """Have statements take no longer than a moment from now on: the process stops, and doesn't wait for a database.
-
-        Whoever waits for one that runs for longer is refused, so that a client still hears what has become of it.
-        """
+        """Begin the shutdown: cap statements at 0.5 s and cancel what waits longer; callers get DatabaseUnavailable."""
         if self._timeout > _LAST_STATEMENTS_SECONDS:
             self._timeout, self._grace = _LAST_STATEMENTS_SECONDS, 0.0
             asyncio.get_running_loop().call_later(_LAST_STATEMENTS_SECONDS, self._end, set(self._running))
@@ -245,7 +242,7 @@ class Database:
         return rows[0] if rows else None
 
     async def check_role(self) -> None:
-        """Make sure that the row policies bind us: an owner or a superuser would see every user's rows.
+        """Check that row policies apply to our roles: an owner or a superuser would see every user's rows.
 
         What else is set for the login and would be in the way is corrected for each statement from now on.
 

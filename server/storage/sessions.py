@@ -212,13 +212,13 @@ class Sessions:
             self._revoked_meanwhile.add(key)
 
     def invalidate(self, key: str) -> None:
-        """Have a secret (its hash in hexadecimal) looked up again when it is used next: its row has changed."""
+        """Invalidate a cached login by its hash in hexadecimal: its row has changed, so the next use reads it."""
         self._invalidations += 1  # a read that has begun may have seen the row as it was
         if key in self._known:
             self._known[key].proven = False
 
     async def recheck(self, keys: Sequence[str]) -> None:
-        """Look these up now, whatever is known of them; those that are worth nothing any more are revoked.
+        """Read these now, whatever is cached, and revoke those that are no longer valid.
 
         Raises:
             StorageError: they can't be read.
@@ -230,12 +230,12 @@ class Sessions:
                 self._fill_in(self._known[key], found)
 
     def on_listener_lost(self) -> None:
-        """From now on revocations may go unheard."""
+        """Called when the listener is unhealthy: from now on revocations may be missed."""
         self.listening = False
         self._invalidate_all()
 
     def on_listener_restored(self) -> None:
-        """From now on revocations are heard again; those before are found by reading."""
+        """Called when the listener is healthy again: revocations that were missed are found by reading."""
         self.listening = True
         self._invalidate_all()
 

@@ -87,7 +87,7 @@ _SAYS_NO_VALUE: Final = re.compile(
 
 
 class _LibraryHandler(logging.Handler):
-    """Sends what aiohttp, asyncio and others say through `logging` the same way as our own events."""
+    """Forwards records of `logging` (aiohttp, asyncio and others) to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         report = log.error if record.levelno >= logging.ERROR else log.warning
@@ -95,7 +95,7 @@ class _LibraryHandler(logging.Handler):
 
 
 class ProtocolComplaints(logging.Handler):
-    """Takes what aiohttp's protocol complains of: requests that aren't HTTP, and what failed outside of every handler.
+    """Handles the records of aiohttp's protocol logger: malformed requests, and errors outside of every handler.
 
     Of the former one line a second is logged, for strangers must not fill the disk, and nothing that they have sent: a
     line that can't be parsed may be somebody's cookie. The latter are crashes like any other.
@@ -140,7 +140,7 @@ def _reason(error: BaseException | None) -> str | None:
 
 
 class _Sink:
-    """Writes to a stream. What can't be written is dropped and counted: a full disk, or a terminal that has gone, must end no request."""
+    """Writes to a stream; drops and counts what can't be written, so that a full disk or a closed terminal fails no request."""
 
     def __init__(self, stream: TextIO | BinaryIO) -> None:
         self._stream = stream
@@ -173,7 +173,7 @@ class _Lines:
 
     @property
     def usable(self) -> bool:
-        """Whether structlog still renders the way it was set up: a test may have put its own ear there."""
+        """Whether structlog's configuration is still ours: a test may capture logs."""
         return self._processors[-1] is self._renderer
 
     def write(self, replies: list[dict[str, object]]) -> None:
@@ -197,12 +197,12 @@ def lost_writes() -> int:
 
 
 def stopping(number: signal.Signals) -> None:
-    """Say by which signal the process was told to stop."""
+    """Log the signal that stops the process."""
     log.info(SERVER_STOPPING, signal=number.name)
 
 
 def log_replies(replies: list[dict[str, object]]) -> None:
-    """Log the lines of requests that were answered, each with its `event`. They are the log's from then on."""
+    """Log the lines of answered requests, each with its `event`. The dictionaries must not be used afterwards."""
     if _replies_are_quiet or not replies:
         return  # structlog would take its time to find that out
     if _lines is not None and _lines.usable:

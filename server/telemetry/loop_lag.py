@@ -11,14 +11,14 @@ _REMEMBERED_SECONDS: Final = 60.0
 
 
 class LoopLag:
-    """Beats twenty times a second, and notices when a beat comes late: the loop stood still for so long."""
+    """Wakes up twenty times a second and measures how late: for so long the loop was blocked."""
 
     def __init__(self) -> None:
-        """Begin with no stop."""
+        """No stop has been measured yet."""
         self._stops: list[tuple[float, float]] = []
 
     async def beat(self) -> None:
-        """Beat for ever."""
+        """Measure until canceled."""
         while True:
             due = time.monotonic() + _BEAT_SECONDS  # a loop's own clock may stand still within a turn (uvloop's does)
             await asyncio.sleep(_BEAT_SECONDS)
@@ -26,7 +26,7 @@ class LoopLag:
             self.note(now, now - due)
 
     def note(self, now: float, late: float) -> None:
-        """Remember by how many seconds a beat was late; a shorter stop than a later one needn't be known."""
+        """Record a delay in seconds, for the maximum of the last minute."""
         while self._stops and self._stops[-1][1] <= late:
             self._stops.pop()
         self._stops.append((now, late))
@@ -35,5 +35,5 @@ class LoopLag:
 
     @property
     def longest_stop_seconds(self) -> float:
-        """For how long the loop stood still at most, within the last minute."""
+        """The longest delay within the last minute, in seconds."""
         return self._stops[0][1] if self._stops else 0.0

@@ -1,4 +1,4 @@
-"""What is counted. Everything a process measures hangs on one object, made once and handed around."""
+"""All metrics of a process, on one object that is made once and passed to whoever counts."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class FastCounter:
     """
 
     def __init__(self, name: str, text: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
-        """Begin with nothing. `name` without `_total`."""
+        """`name`: without `_total`."""
         self._name, self._text, self._labels = name, text, labels
         self.counts: defaultdict[tuple[str | int, ...], int] = defaultdict(int)
         registry.register(self)
 
     def collect(self) -> Iterator[Metric]:
-        """Give what is counted in the library's terms."""
+        """Yield the samples for prometheus_client."""
         family = CounterMetricFamily(self._name, self._text, labels=self._labels)
         for values, count in self.counts.items():
             family.add_metric([str(value) for value in values], count)
@@ -52,7 +52,7 @@ class FastHistogram:
     def __init__(
         self, name: str, text: str, bounds: Sequence[float], registry: CollectorRegistry, label: str | None = None
     ) -> None:
-        """Begin with nothing; `bounds` are the upper ones, inclusive, in rising order."""
+        """`bounds`: the inclusive upper bounds, ascending."""
         self._name, self._text, self._label, self._bounds = name, text, label, bounds
         self._counts: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(bounds) + 1))
         self._sums: defaultdict[str, float] = defaultdict(float)
@@ -62,7 +62,7 @@ class FastHistogram:
         registry.register(self)
 
     def observe(self, values: Sequence[float], label: str = "") -> None:
-        """Count these values."""
+        """Observe these values."""
         unsorted = self._unsorted[label]
         unsorted += values
         if len(unsorted) >= _MOST_UNSORTED:
@@ -78,7 +78,7 @@ class FastHistogram:
         self._unsorted.clear()
 
     def collect(self) -> Iterator[Metric]:
-        """Give what is counted in the library's terms."""
+        """Yield the samples for prometheus_client."""
         self._sort()
         family = HistogramMetricFamily(self._name, self._text, labels=[self._label] if self._label else [])
         for label, counts in self._counts.items():
@@ -92,7 +92,7 @@ class Metrics:
     """The counters, histograms and gauges of one process, in a registry of their own."""
 
     def __init__(self) -> None:
-        """Make them all, at zero."""
+        """Create all metrics, at zero."""
         self.registry = registry = CollectorRegistry()
         self.polls = FastCounter("longpoll_polls", "Polls answered, by how they ended", ["outcome"], registry)
         self.hold_seconds = FastHistogram("longpoll_poll_hold_seconds", "How long polls were held", _HOLDS, registry)

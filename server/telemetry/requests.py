@@ -1,4 +1,4 @@
-"""What is kept of each request: one log line, and its place in the metrics."""
+"""The record of each request, which becomes one log line and some metrics."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ The times are of the database's clock, in seconds since 1970. None for how it en
 
 
 class RequestRecord:
-    """What the one log line of a request will say, filled in on the way. One is kept for each poll that is held."""
+    """The fields of a request's log line, filled in while it is handled. Each held poll keeps one."""
 
     __slots__ = ("held", "request_id", "started", "task_id", "user_id")
 
     def __init__(self, user_id: str | None = None, task_id: str | None = None) -> None:
-        """Begin with a number that stands for this request: nobody else's, but no secret either."""
+        """Begin with a random request id: unique, but not secret."""
         self.request_id = random.getrandbits(64).to_bytes(8).hex()
         self.user_id = user_id
         self.task_id = task_id
@@ -44,10 +44,10 @@ class RequestRecord:
 
 
 class RequestLog:
-    """Counts and logs. `clock_offset`: how far the database's clock is behind ours, in seconds."""
+    """Logs and counts finished requests."""
 
     def __init__(self, metrics: Metrics, logging: config.LoggingSettings, clock_offset: Callable[[], float]) -> None:
-        """Count in these metrics."""
+        """`clock_offset` returns by how many seconds the database's clock is behind ours."""
         self.metrics = metrics
         self._logging = logging
         self._clock_offset = clock_offset
@@ -56,9 +56,9 @@ class RequestLog:
     def request_finished(
         self, record: RequestRecord, method: str, route: str, path: str, status: int, seconds: float
     ) -> None:
-        """Take note of a reply; `seconds` are all that the request took, the time it was held among them.
+        """Record a reply. `seconds`: the duration of the request, the hold included.
 
-        It is written down behind all replies of this turn of the loop: whoever waits for theirs is told first.
+        Logging and counting are deferred to the next iteration of the loop, behind the other replies of this one.
         """
         if not self._finished:
             asyncio.get_running_loop().call_soon(self._write_down)

@@ -11,7 +11,7 @@ from server.telemetry.metrics import Metrics
 
 
 class Totals(NamedTuple):
-    """What has been counted up to a moment of the monotonic clock."""
+    """The counters at one moment of the monotonic clock."""
 
     at: float
     polls: float
@@ -24,10 +24,10 @@ class Totals(NamedTuple):
 
 
 class Snapshots:
-    """What operators ask first, of the time between one snapshot and the next: how often, how long, how many errors."""
+    """Rates and means of the interval between two snapshots."""
 
     def __init__(self, metrics: Metrics) -> None:
-        """Begin to measure now."""
+        """The first interval begins now."""
         self._metrics = metrics
         self._last = self._count()
 

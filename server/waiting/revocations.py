@@ -28,7 +28,7 @@ class Credentials(Protocol):
         """Look these up now; those that are worth nothing any more are revoked."""
 
     def on_listener_lost(self) -> None:
-        """From now on revocations may go unheard."""
+        """From now on revocations may be missed."""
 
     def on_listener_restored(self) -> None:
         """From now on revocations are heard again."""
@@ -61,12 +61,12 @@ class Revocations:
         self._wanted.set()
 
     def on_listener_lost(self) -> None:
-        """From now on revocations may go unheard."""
+        """From now on revocations may be missed."""
         self._credentials.on_listener_lost()
         self._wanted.set()
 
     def on_listener_restored(self) -> None:
-        """From now on revocations are heard again; those before are found by reading."""
+        """From now on revocations are heard; those that were missed are found by reading."""
         self._credentials.on_listener_restored()
         self._all = True
         self._wanted.set()

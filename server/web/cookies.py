@@ -45,11 +45,11 @@ class CookieSessions(AbstractStorage):
         self._bare_name = self._cookie_name
 
     def belong_to(self, site: str) -> None:
-        """Name the cookie after this site from now on."""
+        """Set the name of the cookie, which has the site's id in it."""
         self._cookie_name = f"{self._bare_name}-{site}"
 
     def load_cookie(self, request: web.Request) -> str | None:
-        """Return the secret that a request has brought."""
+        """Return the secret in the request's cookie."""
         return request.cookies.get(self._name_in(request))
 
     async def load_session(self, request: web.Request) -> Session:

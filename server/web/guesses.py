@@ -45,7 +45,7 @@ class Guesses:
         self._known: dict[bytes, None] = {}
 
     def bucket(self, account: str, network: str, *, marked: bool) -> bytes:
-        """Return among whom a guess is counted. `marked`: the browser shows that it was logged in to this account."""
+        """Return the bucket in which a guess is counted. `marked`: the browser has been logged in to this account before."""
         by_network = _digest(account, network)
         if by_network in self._known:
             return by_network
@@ -70,7 +70,7 @@ class Guesses:
         _shrink(self._counts, _MOST_COUNTED)
 
     def was_right(self, bucket: bytes, account: str, network: str) -> None:
-        """Take a guess back, for it was right; and remember from where."""
+        """Uncount a guess that was right, and remember its network."""
         count, until = self._counts.get(bucket, (0, 0.0))
         if count > 1:
             self._counts[bucket] = (count - 1, until)
@@ -79,7 +79,7 @@ class Guesses:
         self.remember(account, network)
 
     def remember(self, account: str, network: str) -> None:
-        """Take note that this account's owner has been in this network."""
+        """Remember that this account's owner has used this network."""
         known = _digest(account, network)
         self._known.pop(known, None)
         self._known[known] = None

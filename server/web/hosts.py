@@ -31,21 +31,21 @@ _ASKED_BY_ANY_NAME: Final = frozenset({"/healthz", "/readyz"})
 
 
 class Hosts:
-    """Knows which names are ours."""
+    """The allowed values of `Host`."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        """Take these names, without ports; `*` among them takes any."""
+        """`names`: without ports; `*` allows any."""
         self._names = frozenset(_ascii(name) for name in names)
         self._find_fault = functools.lru_cache(maxsize=256)(self._look_at)
 
     @classmethod
     def of(cls, settings: ServerSettings) -> Hosts:
-        """Take the names that the settings give this server, and that of its machine."""
+        """Return the hosts of the settings and of this machine."""
         public = urlsplit(settings.public_url).hostname or ""
         return cls([public, settings.host, socket.gethostname(), *settings.allowed_hosts])
 
     def check(self, request: web.BaseRequest) -> None:
-        """Make sure that a request is meant for us.
+        """Check that a request is meant for this server.
 
         Raises:
             BadRequest: its `Host` is no host and port.

@@ -1,4 +1,4 @@
-"""Who asks: the user of a bearer token or of a cookie session, and what they may do."""
+"""Authentication and authorization: the user of a bearer token or a cookie session, and the token's scope."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _READING = frozenset({"GET", "HEAD"})
 
 
 async def signed_in_user(request: web.Request) -> User:
-    """Return the user, mostly from memory. All that needs a login asks here, so here a token's scope is enforced.
+    """Return the user, mostly from memory. Every handler that needs a login calls this, so a token's scope is enforced here.
 
     Raises:
         NotSignedIn: there is neither a live session nor a valid token.
@@ -29,7 +29,7 @@ async def signed_in_user(request: web.Request) -> User:
 
 
 async def signed_in(request: web.Request) -> Login:
-    """Return the user with what let them in, as `signed_in_user` does."""
+    """Return the login, as `signed_in_user` does the user."""
     login = await _find_login(request)
     if login is None:
         raise NotSignedIn
@@ -38,7 +38,7 @@ async def signed_in(request: web.Request) -> Login:
 
 
 async def signed_in_by_cookie(request: web.Request) -> Login:
-    """Return the user with their session: for what concerns the account itself, which no token may touch.
+    """Return the login if it is a session: for operations on the account, which no token may do.
 
     Raises:
         NotSignedIn: there is neither a live session nor a valid token.
@@ -81,7 +81,7 @@ async def _find_login(request: web.Request) -> Login | None:
 
 
 def note_user(request: web.Request, user: User | None) -> None:
-    """Keep who asks for the rest of this request, and for its log line."""
+    """Store the user on the request, and the user's id in its record."""
     request[USER] = user
     request[RECORD].user_id = None if user is None else user.user_id
 

@@ -1,4 +1,4 @@
-"""All that a handler may reach, and what a request carries."""
+"""The typed keys of what the application and a request carry."""
 
 from __future__ import annotations
 

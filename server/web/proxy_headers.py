@@ -1,4 +1,4 @@
-"""Who is at the other end: its address, its scheme, and whether its page is one of ours."""
+"""The client's address, scheme and origin, behind trusted proxies or without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ProxyHeaders:
-    """Reads what proxies say about a client, and believes only those that were named as trusted."""
+    """Reads `X-Forwarded-*`, from trusted proxies only."""
 
     def __init__(self, trusted_proxies: Sequence[str], public_url: str) -> None:
         """Trust these networks, such as ``10.0.0.0/8`` or ``127.0.0.1``. `public_url` is the site's own origin, or empty."""
@@ -41,14 +41,14 @@ class ProxyHeaders:
         return str(peer) if peer is not None else request.remote or _UNIX
 
     def network(self, request: web.BaseRequest) -> str:
-        """Return what stands for one client where requests are counted: of IPv6, whoever has one address has 2 to the 64."""
+        """Return the client's network, by which requests are limited: of IPv6 the /64, which belongs to one client."""
         address = _parse(self.address(request))
         if not isinstance(address, ipaddress.IPv6Address):
             return self.address(request)
         return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
 
     def is_proxied(self, request: web.BaseRequest) -> bool:
-        """Whether a request comes from a proxy whose word is taken."""
+        """Whether a request comes from a trusted proxy."""
         # Whoever may open the file of a unix socket is on this machine, and it is there for a proxy.
         peer = _parse(request.remote or "")
         return request.remote == "" or (peer is not None and self._is_trusted(peer))

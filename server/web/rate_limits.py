@@ -1,4 +1,4 @@
-"""How often one address, or one user, may ask for the same thing."""
+"""Rate limits by network and by user."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from server.errors import TooManyRequests
 
 
 class RateLimits:
-    """Counts in memory, so for this process; `limits` does the counting, but for polls."""
+    """Limits by counters in memory, so for this process alone. Polls are counted here, the rest by `limits`."""
 
     def __init__(self, settings: config.LimitSettings) -> None:
         """Read the rules, such as "10 per minute".
@@ -57,6 +57,6 @@ class RateLimits:
 
 
 def refusal(rule: limits.RateLimitItem, seconds: float, why: str = "") -> TooManyRequests:
-    """Return what tells that it was one too many, and when another try makes sense."""
+    """Return the 429, with the time after which to try again."""
     wait = max(seconds, 1) * random.uniform(1, 1.25)  # spread out, or everybody comes back at once
     return TooManyRequests(why or f"At most {rule} are accepted.", retry_after=wait)

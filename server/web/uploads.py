@@ -1,4 +1,4 @@
-"""Work on what people upload, outside the event loop and never too much at once."""
+"""Decoding of uploads in threads, with a bound on how many wait."""
 
 from __future__ import annotations
 
