@@ -39,7 +39,7 @@ def folder(begun_folder: Path) -> Path:
 
 
 def superuser(folder: Path) -> str:
-    """The DSN that the README gives to the load tester."""
+    """The DSN that docs/operating.md gives to the load tester."""
     return f"host={folder}/.data/sockets user=postgres dbname=postgres"
 
 
