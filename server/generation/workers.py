@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from server.config import GenerationSettings
-from server.generation.procedural import ProceduralGenerator
+from server.generation.generator import Generator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
 from server.runtime.background import Background
@@ -30,9 +30,11 @@ class Workers:
         result_url: Callable[[str], str],
     ) -> None:
         """Make them; `start` has them work. `result_url`: where the picture of a task is found."""
-        executor = ThreadPoolExecutor(max(settings.workers, 1), thread_name_prefix="generator")
-        generator = ProceduralGenerator(settings.step_seconds, executor)
-        self._workers = [
+        self._workers: list[Worker] = []
+        if not settings.workers:
+            return
+        generator = _make_generator(settings)
+        self._workers += [
             Worker(
                 WorkQueue(
                     database, worker_name(), lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
@@ -58,6 +60,13 @@ class Workers:
         """Have them work in the background. With a `turn`: once it has come."""
         for number, worker in enumerate(self._workers, 1):
             background.start(f"worker {number}", partial(_work_in_turn, worker, turn))
+
+
+def _make_generator(settings: GenerationSettings) -> Generator:
+    from server.generation.procedural import ProceduralGenerator  # noqa: PLC0415 - who doesn't paint needs no NumPy
+
+    executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="generator")
+    return ProceduralGenerator(settings.step_seconds, executor)
 
 
 async def _work_in_turn(worker: Worker, turn: Turn | None) -> None:

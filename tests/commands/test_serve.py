@@ -245,6 +245,13 @@ def test_a_command_that_does_not_serve_imports_no_server(command: str) -> None:
     assert not {"server.app", "server.web", "aiohttp_session", "numpy"} & set(done.stdout.split())
 
 
+def test_who_does_not_paint_imports_no_numpy() -> None:
+    program = [sys.executable, "-c", _IMPORT, "serve"]
+    modules = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert "server.app" in modules
+    assert "numpy" not in modules
+
+
 @pytest.fixture
 def wheel_site(folder: Path) -> Path:
     """A folder into which the project was installed from its wheel, as `pip install` would."""
