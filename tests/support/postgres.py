@@ -6,6 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import cache
 from typing import Any
 
 import psycopg2
@@ -16,11 +17,19 @@ _numbers = itertools.count(1)
 
 def fresh_database(admin_dsn: str, template: str) -> Iterator[str]:
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    execute(admin_dsn, f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
-    try:
-        yield database_of(admin_dsn, name)
-    finally:
-        execute(admin_dsn, f"DROP DATABASE {name} WITH (FORCE)")
+    with _administrator(admin_dsn).cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        try:
+            yield database_of(admin_dsn, name)
+        finally:
+            cursor.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@cache  # for as long as its server runs: two connections for each of two thousand tests cost as much as their databases
+def _administrator(dsn: str) -> psycopg2.extensions.connection:
+    connection = psycopg2.connect(dsn)
+    connection.autocommit = True
+    return connection
 
 
 def database_of(dsn: str, name: str) -> str:
