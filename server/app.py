@@ -220,7 +220,6 @@ def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Applica
     async def prepare() -> None:
         await join_folder(database, process.images)
         cookies.belong_to(await sessions.read_site())
-        await users.open()
 
     services = {
         "board": board.run,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 import argon2
+import argon2.low_level
 
 from server.errors import AddressTaken, ConstraintViolated, WrongCredentials
 from server.storage.database import Database
@@ -58,6 +61,16 @@ class _TaskId:
     task_id: str
 
 
+def decoy(hasher: argon2.PasswordHasher) -> str:
+    """Return a hash that no password has and that takes as long to verify as this hasher's own: for unknown addresses."""
+    costs = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
+    salt, digest = (
+        base64.b64encode(secrets.token_bytes(length)).decode().rstrip("=")
+        for length in (hasher.salt_len, hasher.hash_len)
+    )
+    return f"$argon2id$v={argon2.low_level.ARGON2_VERSION}${costs}${salt}${digest}"
+
+
 class Users:
     """Registers people and recognises them by their password."""
 
@@ -66,11 +79,6 @@ class Users:
         self._database = database
         self._hasher = hasher or argon2.PasswordHasher()
         self._executor = ThreadPoolExecutor(_HASHING_THREADS, thread_name_prefix="argon2")
-        self._decoy = ""
-
-    async def open(self) -> None:
-        """Prepare what an unknown address is compared with, so that it takes as long as a known one."""
-        self._decoy = await self._hash("nobody's password")
 
     def close(self) -> None:
         """Stop the threads."""
@@ -106,7 +114,7 @@ class Users:
         Raises:
             WrongCredentials: it is wrong, or there is no account; both take the same time.
         """
-        right = await self._find_right(account.password_hash if account else self._decoy, password)
+        right = await self._find_right(account.password_hash if account else decoy(self._hasher), password)
         if account is None or right is None:
             raise WrongCredentials
         if right != normalize(password) or self._hasher.check_needs_rehash(account.password_hash):
