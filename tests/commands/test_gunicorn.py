@@ -16,8 +16,9 @@ import orjson
 import pytest
 
 from tests.faults.load import Channel, add_tasks, add_token
-from tests.faults.sites import free_port, holds, poll_target
+from tests.faults.sites import holds, poll_target
 from tests.support.facts import until
+from tests.support.ports import free_port
 from tests.support.postgres import Sql
 from tests.support.rows import add_user
 

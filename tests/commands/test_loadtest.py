@@ -18,8 +18,9 @@ import pytest
 from server.__main__ import main
 from server.commands.loadtest import options as loadtest_options
 from tests.faults.load import add_token
-from tests.faults.sites import free_port, settings_of
+from tests.faults.sites import settings_of
 from tests.support import rows
+from tests.support.ports import free_port
 from tests.support.postgres import Sql
 from tests.support.processes import ServerProcess, server_process
 

@@ -21,8 +21,8 @@ import pytest
 from server import __version__
 from server.__main__ import main
 from tests.faults.load import add_tasks
-from tests.faults.sites import free_port
 from tests.support.facts import until
+from tests.support.ports import free_port
 from tests.support.postgres import Sql
 from tests.support.processes import ServerProcess, processes_of, server_process
 from tests.support.rows import add_user

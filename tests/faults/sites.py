@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,12 +140,6 @@ async def read_metrics(address: Address) -> dict[str, float]:
 async def holds(address: Address, count: int) -> bool:
     """Return whether a process holds so many polls."""
     return (await read_metrics(address))["longpoll_held_connections"] == count
-
-
-def free_port() -> int:
-    """Return a port that nobody has."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def settings_of(dsn: str, folder: Path, **more: object) -> dict[str, object]:

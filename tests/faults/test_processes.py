@@ -24,7 +24,6 @@ from tests.faults.sites import (
     Account,
     Address,
     channels,
-    free_port,
     holds,
     listening,
     poll_target,
@@ -32,7 +31,8 @@ from tests.faults.sites import (
     read_metrics,
     settings_of,
 )
-from tests.support.facts import until
+from tests.support.facts import Stopwatch, until
+from tests.support.ports import free_port
 from tests.support.postgres import Sql
 from tests.support.processes import ServerProcess
 
@@ -87,7 +87,7 @@ async def test_a_process_that_stops_answers_everybody_first(
 async def test_a_process_stops_in_time_before_a_database_that_says_nothing(sql: Sql, dsn: str, tmp_path: Path) -> None:
     """Everybody who is held is told all the same, from what is known; who asks the database is soon refused."""
     async with proxy_to(dsn) as proxy, asyncio.timeout(60):
-        settings = settings_of(proxy.dsn(dsn), tmp_path, server__drain_seconds=DRAIN_SECONDS)
+        settings = settings_of(proxy.dsn(dsn), tmp_path, server__port=free_port(), server__drain_seconds=DRAIN_SECONDS)
         with processes() as started:
             started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
             address = await listening(started[0])
@@ -101,18 +101,16 @@ async def test_a_process_stops_in_time_before_a_database_that_says_nothing(sql: 
                         for channel in opened
                     ]
                     await read_metrics(address)  # answered behind them, so they have begun
-                    told = time.monotonic()
-                    assert await asyncio.to_thread(started[0].stop) == 0
-                    gone = time.monotonic() - told
+                    async with Stopwatch() as stopping:
+                        assert await asyncio.to_thread(started[0].stop) == 0
                     answers = await asyncio.gather(*asking)
                 proxy.resume()
-                settings["server__port"] = address[1]
                 started.append(ServerProcess(tmp_path, **settings))  # type: ignore[arg-type]
                 await listening(started[-1])
-    print_figure("a stop before a silent database", gone_s=round(gone, 2), **others.figures)
+    print_figure("a stop before a silent database", gone_s=round(stopping.seconds, 2), **others.figures)
     assert {status for status, _ in answers} == {503}
     assert others.oracle.broken["held"] == others.oracle.broken["torn"] == 0
-    assert gone < DRAIN_SECONDS + GONE_SECONDS
+    assert stopping.seconds < DRAIN_SECONDS + GONE_SECONDS
 
 
 async def _readiness(address: Address, expected: int) -> bool:

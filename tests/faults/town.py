@@ -20,9 +20,10 @@ from tests.faults.load import Pollers, Updates, add_tasks, add_token
 from tests.faults.oracle import Oracle
 from tests.faults.postgres import MortalPostgres
 from tests.faults.proxy import Proxy
-from tests.faults.sites import LISTENING, free_port, settings_of
+from tests.faults.sites import LISTENING, settings_of
 from tests.faults.witness import Witness
 from tests.support.facts import until
+from tests.support.ports import free_port
 from tests.support.postgres import execute
 from tests.support.processes import ServerProcess
 from tests.support.rows import add_user

@@ -34,6 +34,7 @@ from server.commands.loadtest.report import LiveDisplay
 from server.commands.loadtest.targets import LongPollServer, Target
 from server.commands.loadtest.workloads import Workload
 from tests.load.dialects import BareServer, Nchan, PublishedTasks
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NCHAN_MODULE = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
@@ -72,11 +73,6 @@ class Peer(NamedTuple):
 
 
 Start = Callable[[Options], contextlib.AbstractContextManager[Peer]]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager

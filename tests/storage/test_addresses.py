@@ -21,7 +21,7 @@ from server.errors import DatabaseUnavailable, StorageError
 from server.storage.database import connected, login_role, run_directly
 from tests.faults.postgres import MortalPostgres
 from tests.faults.proxy import proxy_to
-from tests.faults.sites import free_port
+from tests.support.ports import free_port
 from tests.support.postgres import execute
 from tests.support.programs import program
 

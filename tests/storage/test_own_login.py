@@ -17,8 +17,8 @@ from psycopg2.extensions import make_dsn
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate, read_migrations
 from tests.commands.test_serve import local_session, register
-from tests.faults.sites import free_port
 from tests.support.facts import until
+from tests.support.ports import free_port
 from tests.support.postgres import Sql, execute
 from tests.support.processes import ServerProcess, server_process
 

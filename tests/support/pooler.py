@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import psycopg2
 from psycopg2.extensions import make_dsn, parse_dsn
 
+from tests.support.ports import free_port
 from tests.support.programs import program
 
 _PATIENCE_SECONDS = 15
@@ -42,7 +42,7 @@ def pooler(dsn: str, mode: str = "transaction", max_clients: int = 1000, *, cons
     database = {"host": "127.0.0.1", "port": "5432", "user": "postgres"} | parse_dsn(dsn)
     with tempfile.TemporaryDirectory(prefix="longpoll-pooler-", dir="/tmp") as folder:
         settings = Path(folder, "pgbouncer.ini")
-        pooled = make_dsn(dsn, host="127.0.0.1", port=_free_port())
+        pooled = make_dsn(dsn, host="127.0.0.1", port=free_port())
         users = Path(folder, "users")
         users.write_text(f'"{database["user"]}" ""\n')
         settings.write_text(
@@ -65,11 +65,6 @@ def pooler(dsn: str, mode: str = "transaction", max_clients: int = 1000, *, cons
         finally:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return int(found.getsockname()[1])
 
 
 def _wait_until_open(dsn: str, process: subprocess.Popen[bytes]) -> None:

@@ -8,8 +8,8 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from tests.faults.sites import free_port
 from tests.support.facts import until
+from tests.support.ports import free_port
 from tests.support.programs import program
 
 _SETTINGS = """

@@ -12,8 +12,9 @@ import aiohttp
 from tests.commands.doctor.conftest import Examine
 from tests.commands.doctor.nginx import running
 from tests.faults.load import add_tasks, add_token
-from tests.faults.sites import free_port, poll_target, settings_of
+from tests.faults.sites import poll_target, settings_of
 from tests.support.people import Person
+from tests.support.ports import free_port
 from tests.support.postgres import Sql
 from tests.support.processes import ServerProcess
 from tests.support.rows import add_user
