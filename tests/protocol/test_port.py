@@ -21,6 +21,7 @@ from server.config import Config, ServerSettings
 from server.errors import ConfigurationError
 from server.protocol.port import PATIENCE_SECONDS, Port
 from server.protocol.syn_filter import hear_no_syn
+from tests.support.facts import Stopwatch
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -32,20 +33,20 @@ class House:
         self._runner = runner
         self._port = port
         self.number = number
-        self.closed = False
+        self.closed, self.took = False, 0.0
 
     @property
     def address(self) -> tuple[str, int]:
         return "127.0.0.1", self.number
 
     async def close(self) -> float:
-        """Close as a process does that stops; returns how long the port took."""
-        began = time.monotonic()
-        self.closed = True
-        await self._port.close()
-        seconds = time.monotonic() - began
+        """Close as a process does that stops; returns how long the port took, without what the machine stood still."""
+        self.closed, began = True, time.monotonic()
+        async with Stopwatch() as closing:
+            await self._port.close()
+        self.took = time.monotonic() - began
         await self._runner.cleanup()
-        return seconds
+        return closing.seconds
 
 
 @contextlib.asynccontextmanager
@@ -79,11 +80,20 @@ async def house(settings: ServerSettings) -> AsyncIterator[House]:
         yield opened
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> float:
+    """So much patience that nobody uses it up, on whatever machine; returns how much that is."""
+    seconds = 10.0
+    monkeypatch.setattr("server.protocol.port.PATIENCE_SECONDS", seconds)
+    return seconds
+
+
 async def read_status(reader: asyncio.StreamReader) -> bytes:
     async with asyncio.timeout(10):
         return await reader.readline()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_those_who_still_stand_in_the_kernels_queue_are_answered(house: House) -> None:
     """They are connected, for all they know; the loop has had no turn to accept them."""
     waiting = [socket.create_connection(house.address) for _ in range(300)]
@@ -98,6 +108,7 @@ async def test_those_who_still_stand_in_the_kernels_queue_are_answered(house: Ho
         socket.create_connection(house.address)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_those_whom_the_loop_accepts_in_that_very_turn_are_answered(house: House) -> None:
     with socket.create_connection(house.address) as client:
         client.sendall(REQUEST)
@@ -111,13 +122,13 @@ async def test_those_whom_the_loop_accepts_in_that_very_turn_are_answered(house:
         assert client.recv(100).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_who_has_just_connected_may_still_ask(house: House) -> None:
+async def test_who_has_just_connected_may_still_ask(patient: float, house: House) -> None:
     reader, writer = await asyncio.open_connection(*house.address)
     closing = asyncio.create_task(house.close())
     await asyncio.sleep(PATIENCE_SECONDS / 4)  # a slow client
     writer.write(REQUEST)
     assert await read_status(reader) == b"HTTP/1.1 200 OK\r\n"
-    assert await closing < PATIENCE_SECONDS
+    assert await closing < patient / 2
     writer.close()
 
 
@@ -133,7 +144,8 @@ async def test_who_has_been_silent_or_was_answered_is_not_waited_for(house: Hous
 
 async def test_who_connects_and_says_nothing_is_waited_for_no_longer_than_that(house: House) -> None:
     _, writer = await asyncio.open_connection(*house.address)
-    assert PATIENCE_SECONDS / 2 < await house.close() < 2 * PATIENCE_SECONDS
+    assert await house.close() < 2 * PATIENCE_SECONDS
+    assert house.took > PATIENCE_SECONDS / 2
     writer.close()
 
 
@@ -165,6 +177,7 @@ async def ask_over_tls(client: socket.socket, trust: ssl.SSLContext) -> bytes:
 
 
 @pytest.mark.parametrize("accepted", [False, True], ids=["in the kernel's queue", "accepted"])
+@pytest.mark.usefixtures("patient")
 async def test_a_tls_handshake_that_has_not_begun_may_still_be_made(
     tls_house: tuple[House, ssl.SSLContext], *, accepted: bool
 ) -> None:

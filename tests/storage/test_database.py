@@ -174,7 +174,7 @@ async def test_closing_waits_for_a_statement_whose_caller_left(connect: Open, sq
 
 
 async def test_a_statement_that_takes_too_long_is_an_error_and_keeps_its_connection(connect: Open, sql: Sql) -> None:
-    database = await connect(timeout=0.2)
+    database = await connect(timeout=1)
     pid = await pid_of(database)
     with pytest.raises(DatabaseUnavailable, match="took too long"):
         await database.fetch("sleep", SimpleNamespace, seconds=60)
@@ -193,7 +193,7 @@ async def test_a_statement_that_the_database_cancels_is_an_error_not_a_cancellat
 
 
 async def test_who_waits_too_long_for_a_connection_is_told_so(connect: Open) -> None:
-    database = await connect(pool_size=1, timeout=0.2)
+    database = await connect(pool_size=1, timeout=1)
     async with database._connection(database._connection_slots):
         with pytest.raises(DatabaseUnavailable):
             await database.fetch("pid", SimpleNamespace)
@@ -296,7 +296,7 @@ async def test_the_kernel_is_told_to_notice_within_three_seconds_that_the_other_
 
 async def test_a_busy_pool_is_not_taken_for_a_database_out_of_reach(connect: Open) -> None:
     """Who waited too long is told so; whoever comes next isn't refused for that."""
-    database = await connect(pool_size=1, timeout=0.2)
+    database = await connect(pool_size=1, timeout=1)
     async with database._connection_slots:
         with pytest.raises(DatabaseUnavailable):
             await pid_of(database)

@@ -42,7 +42,7 @@ def locked_task(dsn: str, task_id: str) -> contextlib.AbstractContextManager[Non
 @pytest.fixture
 async def database(dsn: str) -> AsyncIterator[Database]:
     """One that waits for no statement longer than a moment."""
-    opened = Database(dsn, pool_size=4, timeout=0.3)
+    opened = Database(dsn, pool_size=4, timeout=1)
     await opened.open()
     yield opened
     await opened.close()

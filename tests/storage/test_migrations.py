@@ -16,6 +16,7 @@ from server.errors import ConfigurationError, DatabaseUnavailable, MigrationErro
 from server.storage.database import Database
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import Migration, make_login, migrate, pending, read_migrations
+from tests.conftest import copy_data_folder
 from tests.support.pooler import pooler
 from tests.support.postgres import database_of, execute
 
@@ -103,10 +104,11 @@ async def test_a_database_of_a_newer_version_is_left_alone(empty_dsn: str) -> No
     assert numbers(empty_dsn) == [1, 2]
 
 
-async def test_two_databases_of_one_cluster_migrate_at_once(data_folder: Path, postgres: EmbeddedPostgres) -> None:
+async def test_two_databases_of_one_cluster_migrate_at_once(
+    data_folder: Path, made_before: Path, postgres: EmbeddedPostgres
+) -> None:
     """Roles belong to the cluster: each of the two finds that the other is making them, too."""
-    folder = data_folder / "race"
-    folder.mkdir(mode=0o711)
+    folder = copy_data_folder(made_before, data_folder / "race")
     with EmbeddedPostgres(folder, postgres_bin=postgres.location.binaries, settings={"fsync": "off"}) as fresh:
         names = [f"race_{number}" for number in range(4)]
         for name in names:

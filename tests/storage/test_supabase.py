@@ -21,6 +21,7 @@ from server.errors import ConfigurationError, MigrationError
 from server.storage.database import Database
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate, read_migrations
+from tests.conftest import copy_data_folder
 from tests.support.postgres import database_of, execute
 from tests.support.rows import run_as
 
@@ -63,10 +64,9 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authen
 
 
 @pytest.fixture(scope="module")
-def cluster(postgres: EmbeddedPostgres, data_folder: Path) -> Iterator[str]:
+def cluster(postgres: EmbeddedPostgres, made_before: Path, data_folder: Path) -> Iterator[str]:
     """The superuser's DSN of a cluster with Supabase's roles."""
-    folder = data_folder / "supabase"
-    folder.mkdir(mode=0o711)
+    folder = copy_data_folder(made_before, data_folder / "supabase")
     with EmbeddedPostgres(folder, postgres_bin=postgres.location.binaries, settings={"fsync": "off"}) as embedded:
         execute(embedded.dsn, ROLES)
         yield embedded.dsn

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+
+_TICK_SECONDS = 0.01
+_LONGEST_TICK_SECONDS = 0.05
 
 
 async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]], seconds: float = 15) -> Any:
@@ -17,3 +23,39 @@ async def until(condition: Callable[[], Any] | Callable[[], Awaitable[Any]], sec
             if value:
                 return value
             await asyncio.sleep(0.005)
+
+
+class Stopwatch:
+    """Measures how long the block takes. Time in which the machine stood still, or had none for us, doesn't count.
+
+    Of each tick of the loop no more counts than a moment, or what this process has computed meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    async def __aenter__(self) -> Self:
+        self._ticking = asyncio.create_task(self._tick())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._ticking
+
+    async def _tick(self) -> None:
+        now, computed = time.monotonic(), time.process_time()
+        try:
+            while True:
+                await asyncio.sleep(_TICK_SECONDS)
+                now, computed = self._count(now, computed)
+        finally:
+            self._count(now, computed)
+
+    def _count(self, before: float, computed_before: float) -> tuple[float, float]:
+        now, computed = time.monotonic(), time.process_time()
+        self.seconds += min(now - before, max(_LONGEST_TICK_SECONDS, computed - computed_before))
+        return now, computed
