@@ -118,15 +118,16 @@ class Process:
             await self.database.open()
             await self.database.check_role()
             await prepare()
+            # The listener first, and alone: where connections are few, the pool must not take its own.
+            self.background.start("listener", listener.run)
+            await listener.until_healthy()
             everything: Services = {
-                "listener": listener.run,
                 "pictures": self.images.watch,
                 "metrics": partial(log_snapshots, self.metrics, self.config.logging.snapshot_seconds),
                 **services,
             }
             for name, run in everything.items():
                 self.background.start(name, run)
-            await listener.until_healthy()
             self.workers.start(self.background, turn)
             with counted_errors(self.metrics):
                 yield
