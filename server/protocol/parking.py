@@ -211,6 +211,8 @@ class Connection(asyncio.Protocol):
 
     def attach(self, handler: PollHandler) -> None:
         """Take the transport from aiohttp's handler; if the client has just left, the poll ends here."""
+        if self._poll is None:
+            return  # it ended too early to be answered, because a middleware had to wait: aiohttp closes
         transport = handler.transport
         if transport is None or transport.is_closing():
             self._end_unheard()
@@ -237,13 +239,19 @@ class Connection(asyncio.Protocol):
     def answer(self, answer: Answer[Task], held_seconds: float) -> None:
         """Write the reply, and wait for the next request or close."""
         self._poll = None
-        record, transport = self._record, self._transport
+        record, self._record = self._record, None
+        transport = self._transport
         assert record is not None, "answered once"
-        assert transport is not None, "parked"
-        self._record = None
-        shared = self._parking.shared(answer)
-        record.held = shared.outcome, held_seconds, shared.changes
-        transport.write(self._whole_reply(shared, held_seconds, record))
+        try:
+            assert transport is not None, "parked"
+            shared = self._parking.shared(answer)
+            record.held = shared.outcome, held_seconds, shared.changes
+            reply = shared.reply(self._options)
+            transport.write(reply.to_bytes(held_seconds, record.request_id, shared.end_of_head))
+        except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
+            self._fail(record, error)
+            return
+        self._finish(record, reply.status)
         if shared.close or (self._ended and not self._early):
             transport.close()
             return
@@ -251,17 +259,15 @@ class Connection(asyncio.Protocol):
         if self._early:
             self._parking.turnstile.admit(self.start_request)
 
-    def _whole_reply(self, shared: SharedReply, held_seconds: float, record: RequestRecord) -> bytes:
-        try:
-            reply = shared.reply(self._options)
-            whole = reply.to_bytes(held_seconds, record.request_id, shared.end_of_head)
-        except Exception as error:  # noqa: BLE001 - the last border: logged with its trace, which no client sees
-            self._parking.request_log.metrics.crashes.inc()
-            logs.log.error(logs.REQUEST_CRASHED, request_id=record.request_id, path=STATUS_ROUTE, exc_info=error)
-            reply = ProblemReply(Problem())
-            whole = reply.to_bytes(held_seconds, record.request_id, shared.end_of_head)
-        self._finish(record, reply.status)
-        return whole
+    def _fail(self, record: RequestRecord, error: Exception) -> None:
+        """Answer with a 500 and close. A poll that isn't parked yet is closed by `attach`."""
+        self._parking.request_log.metrics.crashes.inc()
+        logs.log.error(logs.REQUEST_CRASHED, request_id=record.request_id, path=STATUS_ROUTE, exc_info=error)
+        self._finish(record, Problem.status)
+        if self._transport is not None:
+            end_of_head = heads.end_of_head(close=True)
+            self._transport.write(ProblemReply(Problem()).to_bytes(0.0, record.request_id, end_of_head))
+            self._transport.close()
 
     def _finish(self, record: RequestRecord, status: int) -> None:
         seconds = time.perf_counter() - record.started

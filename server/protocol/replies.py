@@ -76,18 +76,18 @@ class StateReply:
 
     def compose(self, held_seconds: float) -> Composed:
         """Return the reply to somebody who was held for so long."""
-        held = b"%.1f" % (held_seconds * 1000)
-        head = b"%b%b\r\n" % (self._head, held)
+        milliseconds = held_seconds * 1000
+        head = b"%b%.1f\r\n" % (self._head, milliseconds)
         if self.status == 304:
             return 304, head, None
-        return 200, _CONTENT_TYPE + head, b"%b%b%b" % (self._body, held[:-2], self._end_of_body())
+        return 200, _CONTENT_TYPE + head, b"%b%.0f%b" % (self._body, milliseconds, self._end_of_body())
 
     def to_bytes(self, held_seconds: float, request_id: str, end_of_head: bytes) -> bytes:
         """Return the bytes of the same reply, as `heads.reply_bytes` would: in one go, for there may be many."""
         if self.status == 304:
             return heads.reply_bytes(*self.compose(held_seconds), request_id=request_id, end_of_head=end_of_head)
-        held, end = b"%.1f" % (held_seconds * 1000), self._end_of_body()
-        waited = held[:-2]
+        milliseconds, end = held_seconds * 1000, self._end_of_body()
+        held, waited = b"%.1f" % milliseconds, b"%.0f" % milliseconds
         length = len(self._body) + len(waited) + len(end)
         own = f"\r\nContent-Length: {length}\r\n{heads.REQUEST_ID}: {request_id}\r\n".encode()
         return b"".join((_BEGINNING, self._head, held, own, end_of_head, self._body, waited, end))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from server.protocol import parking
+from server.protocol import parking, replies
 from server.protocol.aiohttp_handler import PollHandler
 from server.protocol.replies import DEFAULT_OPTIONS
 from server.telemetry.requests import RequestRecord
@@ -19,7 +19,7 @@ from server.waiting.parked_polls import ParkedPoll
 from server.web import keys
 from tests.support import parked
 from tests.support.facts import until
-from tests.support.parked import changed, follow, server_of
+from tests.support.parked import PROCESSING, changed, follow, kinds_held, server_of
 from tests.support.people import Enter, Person, Start
 from tests.support.postgres import Sql
 from tests.support.raw_http import connect_to, request, status_request
@@ -116,6 +116,56 @@ async def test_a_client_that_left_as_its_poll_was_to_be_parked_leaves_nothing(al
     connection.attach(SimpleNamespace(transport=left))  # type: ignore[arg-type]
     assert alice.held == 0
     await until(lambda: alice.metric("longpoll_polls_total", outcome="client_gone") == 1)
+
+
+async def test_a_poll_that_ends_before_its_connection_is_parked_is_closed(
+    start: Start, enter: Enter, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its client isn't left waiting for what can't come any more."""
+
+    @web.middleware
+    async def dawdle(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        if response is parking.PARKED:
+            sql(PROCESSING)
+            await until(lambda: alice.held == 0)
+        return response
+
+    monkeypatch.setattr("server.web.middlewares.guard", lambda *_: dawdle)
+    alice = await enter(await start())
+    task_id = await alice.create()
+    async with asyncio.timeout(20), connect_to(alice) as connection:
+        await connection.send(status_request(alice, task_id, version=1))
+        assert await connection.is_closed()
+    assert alice.metric("longpoll_request_crashes_total") == 1
+    codes = {"route": "/api/generate/status", "method": "GET", "code": "500"}
+    await until(lambda: alice.metric("longpoll_http_requests_total", **codes) == 1)
+
+
+@pytest.mark.parametrize(("module", "broken"), [(replies, "StateReply"), (parking, "SharedReply")])
+async def test_a_wake_that_fails_is_a_500_for_one_and_nothing_for_the_others(
+    alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch, module: ModuleType, broken: str
+) -> None:
+    """Whether it is the reply that can't be made or what all have in common: nobody is left waiting."""
+    failing, sound = await alice.create(), await alice.create()
+
+    def fail_once(*_arguments: Any, **_more: Any) -> Any:
+        monkeypatch.undo()
+        raise RuntimeError("a secret detail")
+
+    async with asyncio.timeout(20), connect_to(alice) as first, connect_to(alice) as second:
+        for connection, task_id in ((first, failing), (second, sound)):
+            await connection.send(status_request(alice, task_id, version=1))
+        await until(lambda: kinds_held(alice) == [ParkedPoll, ParkedPoll])
+        monkeypatch.setattr(module, broken, fail_once)
+        sql("UPDATE public.image_generations SET status = 'processing'")
+        answers = [await first.reply(), await second.reply()]
+        assert sorted(reply.status for reply in answers) == [200, 500]
+        for connection, reply in zip((first, second), answers, strict=True):
+            assert b"secret" not in reply.body
+            if reply.status == 500:
+                assert await connection.is_closed()
+    assert alice.metric("longpoll_request_crashes_total") == 1
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
