@@ -6,10 +6,11 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import aiohttp_session
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from server.config import Config
 from server.errors import ConfigurationError
@@ -136,129 +137,163 @@ class Process:
             await self.database.close()
 
 
+class Site(Process):
+    """What a process has besides if it serves: who waits for what, who is logged in, and how often anybody may ask."""
+
+    def __init__(self, config: Config, dsn: str) -> None:
+        """Make all of it; nothing is opened before `run`."""
+        super().__init__(config, dsn, application="longpoll-serve")
+        polling, server = config.polling, config.server
+        self.waiters = Waiters(max_held=polling.max_held, max_held_per_user=polling.max_held_per_user)
+        self.uses = Uses(self.database, session_seconds=config.sessions.days * 86_400)
+        self.sessions = Sessions(
+            self.database,
+            self.uses,
+            days=config.sessions.days,
+            cache_size=config.sessions.cache_size,
+            revoked=self.waiters.revoke,
+        )
+        self.revocations = Revocations(self.sessions, self.waiters, unproven_seconds=UNPROVEN_SECONDS)
+        self.board = self._make_board()
+        self.listener = self._listen()
+        self.rate_limits, self.guesses = _limits(config)
+        self.proxy_headers = ProxyHeaders(server.trusted_proxies, server.public_url)
+        self.request_log = RequestLog(self.metrics, config.logging, lambda: self.database.clock_offset)
+        self.cookies = CookieSessions(self.sessions, secure=server.is_https)
+        self.users, self.uploads, self.loop_lag = Users(self.database), Uploads(), LoopLag()
+        self._add_gauges()
+
+    def _make_board(self) -> Board[Task]:
+        tasks, polling = TaskReader(self.database), self.config.polling
+        return Board(
+            read=tasks.read,
+            read_versions=tasks.read_versions,
+            barrier=lambda: self.listener.barrier(),  # noqa: PLW0108 - made later: the two know each other
+            sweep_seconds=polling.sweep_seconds,
+            linger_seconds=polling.linger_seconds,
+            metrics=self.metrics,
+        )
+
+    def _listen(self) -> Listener:
+        def restored() -> None:
+            self.board.on_listener_restored()
+            self.revocations.on_listener_restored()
+
+        def lost() -> None:
+            self.board.on_listener_lost()
+            self.revocations.on_listener_lost()
+
+        channels = {
+            "generation_changed": self.board.on_notification,
+            "session_revoked": self.sessions.forget,
+            "session_changed": self.revocations.changed,
+        }
+        return self.make_listener(channels, lost=lost, restored=restored)
+
+    def middlewares(self) -> list[Middleware]:
+        """Return what every request passes, the outermost first."""
+        secure = self.config.server.is_https
+        return [
+            middlewares.observe(self.request_log, self.proxy_headers, secure=secure),
+            middlewares.guard(Hosts.of(self.config.server), self.proxy_headers, self.rate_limits),
+            aiohttp_session.session_middleware(self.cookies),
+        ]
+
+    def contents(self) -> dict[str | web.AppKey[Any], Any]:
+        """Return what handlers may reach, by its key."""
+        config, database, jitter = self.config, self.database, self.config.polling.jitter_seconds
+        patience = config.polling.hold_seconds + CLIENT_MARGIN_SECONDS
+        return {
+            WORKERS: self.workers,
+            UPLOADS: self.uploads,
+            keys.BACKGROUND: self.background,
+            keys.BACKLOG: BacklogCount(database),
+            keys.BATCH_POLLING: BatchPolling(self.board, self.waiters, jitter_seconds=jitter),
+            keys.BOARD: self.board,
+            keys.CONFIG: config,
+            keys.COOKIE_SESSIONS: self.cookies,
+            keys.DATABASE: database,
+            keys.DESCRIPTION: describe(config, secure=config.server.is_https, client_timeout_seconds=patience),
+            keys.GUESSES: self.guesses,
+            keys.IMAGES: self.images,
+            keys.LISTENER: self.listener,
+            keys.LOOP_LAG: self.loop_lag,
+            keys.METRICS: self.metrics,
+            keys.POLLING: Polling(self.board, self.waiters, jitter_seconds=jitter),
+            keys.PROXY_HEADERS: self.proxy_headers,
+            keys.RATE_LIMITS: self.rate_limits,
+            keys.REQUEST_LOG: self.request_log,
+            keys.REVOCATIONS: self.revocations,
+            keys.SESSIONS: self.sessions,
+            keys.STARTED_AT: time.time(),
+            keys.TASKS: UserTasks(database),
+            keys.TOKENS: Tokens(database, self.sessions.forget),
+            keys.USERS: self.users,
+            keys.WAITERS: self.waiters,
+        }
+
+    async def run(self, turn: Turn | None, _app: web.Application) -> AsyncIterator[None]:
+        """Run, as a clean-up context of aiohttp's."""
+        services = {
+            "board": self.board.run,
+            "revocations": self.revocations.run,
+            "uses": self.uses.run,
+            "loop lag": self.loop_lag.beat,
+            "notification queue": NotificationQueue(self.database, self.metrics).run,
+            "retention": Retention(self.database, self.images, self.config.generation, self.metrics).run,
+        }
+        try:
+            async with self.running(self.listener, self._prepare, services, turn):
+                yield
+        finally:
+            self.users.close()
+            self.uploads.close()
+
+    async def _prepare(self) -> None:
+        await join_folder(self.database, self.images)
+        self.cookies.belong_to(await self.sessions.read_site())
+
+    def _add_gauges(self) -> None:
+        gauge, database = self.metrics.gauge, self.database
+        gauge("longpoll_held_connections", "Polls that are held now", lambda: len(self.waiters))
+        gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(self.board))
+        gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: self.listener.lag_seconds)
+        gauge(
+            "longpoll_loop_stop_seconds",
+            "Longest stop of the loop within a minute",
+            lambda: self.loop_lag.longest_stop_seconds,
+        )
+        gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
+        gauge("longpoll_log_writes_lost", "Writes to the log that failed, such as on a full disk", logs.lost_writes)
+        gauge("longpoll_database_connections", "Connections of the pool that are open", lambda: database.connections)
+        gauge(
+            "longpoll_database_connects_failed",
+            "Connections refused since the start",
+            lambda: database.connects_failed,
+        )
+
+
 def build_app(config: Config, dsn: str, turn: Turn | None = None) -> web.Application:
     """Return the application of one process that speaks to this Postgres. Nothing is opened before it starts.
 
     With a `turn`, of all processes that share it only one runs its workers.
     """
-    process = Process(config, dsn, application="longpoll-serve")
-    metrics, database, polling = process.metrics, process.database, config.polling
-    waiters = Waiters(max_held=polling.max_held, max_held_per_user=polling.max_held_per_user)
-    uses = Uses(database, session_seconds=config.sessions.days * 86_400)
-    sessions = Sessions(
-        database, uses, days=config.sessions.days, cache_size=config.sessions.cache_size, revoked=waiters.revoke
-    )
-    revocations = Revocations(sessions, waiters, unproven_seconds=UNPROVEN_SECONDS)
-    tasks = TaskReader(database)
-    board = Board(
-        read=tasks.read,
-        read_versions=tasks.read_versions,
-        barrier=lambda: listener.barrier(),  # noqa: PLW0108 - made below: the two know each other
-        sweep_seconds=polling.sweep_seconds,
-        linger_seconds=polling.linger_seconds,
-        metrics=metrics,
-    )
-    listener = _listen(process, board, sessions, revocations)
-    rate_limits, guesses = _limits(config)
-    proxy_headers = ProxyHeaders(config.server.trusted_proxies, config.server.public_url)
-    request_log = RequestLog(metrics, config.logging, lambda: database.clock_offset)
-    cookies = CookieSessions(sessions, secure=config.server.is_https)
-    app = web.Application(
-        middlewares=[
-            middlewares.observe(request_log, proxy_headers, secure=config.server.is_https),
-            middlewares.guard(Hosts.of(config.server), proxy_headers, rate_limits),
-            aiohttp_session.session_middleware(cookies),
-        ],
-        client_max_size=64 * 1024,
-    )
-    users, uploads, loop_lag = Users(database), Uploads(), LoopLag()
-    app.update(
-        {
-            WORKERS: process.workers,
-            UPLOADS: uploads,
-            keys.BACKGROUND: process.background,
-            keys.BACKLOG: BacklogCount(database),
-            keys.BATCH_POLLING: BatchPolling(board, waiters, jitter_seconds=polling.jitter_seconds),
-            keys.BOARD: board,
-            keys.CONFIG: config,
-            keys.COOKIE_SESSIONS: cookies,
-            keys.DATABASE: database,
-            keys.DESCRIPTION: describe(
-                config,
-                secure=config.server.is_https,
-                client_timeout_seconds=polling.hold_seconds + CLIENT_MARGIN_SECONDS,
-            ),
-            keys.GUESSES: guesses,
-            keys.IMAGES: process.images,
-            keys.LISTENER: listener,
-            keys.LOOP_LAG: loop_lag,
-            keys.METRICS: metrics,
-            keys.POLLING: Polling(board, waiters, jitter_seconds=polling.jitter_seconds),
-            keys.PROXY_HEADERS: proxy_headers,
-            keys.RATE_LIMITS: rate_limits,
-            keys.REQUEST_LOG: request_log,
-            keys.REVOCATIONS: revocations,
-            keys.SESSIONS: sessions,
-            keys.STARTED_AT: time.time(),
-            keys.TASKS: UserTasks(database),
-            keys.TOKENS: Tokens(database, sessions.forget),
-            keys.USERS: users,
-            keys.WAITERS: waiters,
-        }
-    )
+    site = Site(config, dsn)
+    app = web.Application(middlewares=site.middlewares(), client_max_size=64 * 1024)
+    app.update(site.contents())
     app[keys.PARKING] = Parking(
-        request_log,
-        waiters,
+        site.request_log,
+        site.waiters,
         repeats_of(app),
-        enabled=polling.park,
+        enabled=config.polling.park,
         keepalive_seconds=config.server.keepalive_seconds,
         most_descriptors=file_limit.limit(),
     )
     app.add_routes(ROUTES)
     add_templates(app)
-    _add_gauges(process, waiters, board, listener, loop_lag)
-
-    async def prepare() -> None:
-        await join_folder(database, process.images)
-        cookies.belong_to(await sessions.read_site())
-
-    services = {
-        "board": board.run,
-        "revocations": revocations.run,
-        "uses": uses.run,
-        "loop lag": loop_lag.beat,
-        "notification queue": NotificationQueue(database, metrics).run,
-        "retention": Retention(database, process.images, config.generation, metrics).run,
-    }
-
-    async def run(_app: web.Application) -> AsyncIterator[None]:
-        try:
-            async with process.running(listener, prepare, services, turn):
-                yield
-        finally:
-            users.close()
-            uploads.close()
-
-    app.cleanup_ctx.append(run)
+    app.cleanup_ctx.append(partial(site.run, turn))
     app.on_shutdown.append(_release_waiters)
     return app
-
-
-def _listen(process: Process, board: Board[Task], sessions: Sessions, revocations: Revocations) -> Listener:
-    def restored() -> None:
-        board.on_listener_restored()
-        revocations.on_listener_restored()
-
-    def lost() -> None:
-        board.on_listener_lost()
-        revocations.on_listener_lost()
-
-    channels = {
-        "generation_changed": board.on_notification,
-        "session_revoked": sessions.forget,
-        "session_changed": revocations.changed,
-    }
-    return process.make_listener(channels, lost=lost, restored=restored)
 
 
 def _limits(config: Config) -> tuple[RateLimits, Guesses]:
@@ -266,20 +301,6 @@ def _limits(config: Config) -> tuple[RateLimits, Guesses]:
         return RateLimits(config.limits), Guesses(config.limits)
     except ValueError as error:
         raise ConfigurationError(f'a rule of [limits] must be like "10 per minute": {error}') from error
-
-
-def _add_gauges(process: Process, waiters: Waiters, board: Board[Task], listener: Listener, loop_lag: LoopLag) -> None:
-    gauge, database = process.metrics.gauge, process.database
-    gauge("longpoll_held_connections", "Polls that are held now", lambda: len(waiters))
-    gauge("longpoll_watched_tasks", "Tasks whose state is kept in memory", lambda: len(board))
-    gauge("longpoll_listener_lag_seconds", "How long a notification took", lambda: listener.lag_seconds)
-    gauge(
-        "longpoll_loop_stop_seconds", "Longest stop of the loop within a minute", lambda: loop_lag.longest_stop_seconds
-    )
-    gauge("longpoll_database_statements", "Statements sent since the start", lambda: database.statements)
-    gauge("longpoll_log_writes_lost", "Writes to the log that failed, such as on a full disk", logs.lost_writes)
-    gauge("longpoll_database_connections", "Connections of the pool that are open", lambda: database.connections)
-    gauge("longpoll_database_connects_failed", "Connections refused since the start", lambda: database.connects_failed)
 
 
 async def _release_waiters(app: web.Application) -> None:

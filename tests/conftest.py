@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,14 +23,12 @@ from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate
 from tests.faults.figures import pytest_terminal_summary  # noqa: F401 - for pytest, here where it looks
 from tests.support.people import Enter, MakeClient, Person, Start, entering, starting
-from tests.support.postgres import Sql, database_of, execute, fresh_database
+from tests.support.postgres import POSTGRES_BIN, Sql, copy_data_folder, database_of, execute, fresh_database
 
 # Which way polls are held: `LONGPOLL_TEST_PARK=no` has all of them held by coroutines, as under TLS.
 PARKS = os.environ.get("LONGPOLL_TEST_PARK") != "no"
 # Which loop the servers within a test run on: `LONGPOLL_TEST_LOOP=uvloop`. Those in processes of their own take it anyway.
 LOOP = os.environ.get("LONGPOLL_TEST_LOOP", "asyncio")
-# Another Postgres than that of the wheel.
-POSTGRES_BIN = Path(os.environ["LONGPOLL_TEST_POSTGRES_BIN"]) if "LONGPOLL_TEST_POSTGRES_BIN" in os.environ else None
 # A crash of this Postgres loses nothing that anybody wants: it needn't wait for the disk.
 _QUICK = {
     "fsync": "off",
@@ -93,12 +90,6 @@ def made_before(data_folder: Path) -> Path:
     folder = data_folder / "made"
     with EmbeddedPostgres(folder, postgres_bin=POSTGRES_BIN, settings=_QUICK):
         return folder
-
-
-def copy_data_folder(made_before: Path, folder: Path) -> Path:
-    """Make a copy of a data folder, whosever its files are; returns the new one's path."""
-    subprocess.run(["cp", "-pR", str(made_before), str(folder)], check=True)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,8 @@ from server.errors import (
 )
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
 from server.generation.picture import check_picture
-from server.storage.images import ImageStore, reference_name, result_name
+from server.storage.image_store import ImageStore
+from server.storage.images import reference_name, result_name
 from server.storage.tasks import Claim, WorkQueue
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics

@@ -1,4 +1,4 @@
-"""Pictures as files. What it offers is small on purpose: an object store can take its place.
+"""Pictures as files: an `ImageStore` in a folder.
 
 images/database-id             the id of the database whose pictures these are
 images/1f/<task>.<attempt>.png
@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from server.errors import PicturesUnavailable
 from server.telemetry import logs
@@ -43,31 +43,6 @@ def reference_name(task_id: str) -> str:
     return f"{task_id}.reference.png"
 
 
-class ImageStore(Protocol):
-    """Keeps pictures by name: ``<task id>.<attempt>.png`` for results, ``<task id>.reference.png`` for references.
-
-    The ending is part of the name and says nothing: what a file is, its content tells. Every method raises
-    PicturesUnavailable if the store can't be reached, read or written.
-
-    Attributes:
-        usable: whether something could be stored when that was last tried.
-    """
-
-    usable: bool
-
-    async def put(self, name: str, content: bytes) -> None:
-        """Store it, whole or not at all."""
-
-    async def get(self, name: str) -> bytes | None:
-        """Return it, or None if there is none."""
-
-    async def delete(self, name: str) -> None:
-        """Delete it, if it is there."""
-
-    async def delete_task(self, task_id: str) -> None:
-        """Delete everything that belongs to a task."""
-
-
 @dataclass(frozen=True, slots=True)
 class Swept:
     """What became of pictures without a task, and of those in the bin: how many files."""
@@ -85,7 +60,7 @@ class _NotOurs(OSError):
 
 
 class FileImages:
-    """An ImageStore in a folder, in 256 subfolders so that none grows long.
+    """An `ImageStore` in a folder, in 256 subfolders so that none grows long.
 
     Attributes:
         failures: how often something couldn't be read or written.

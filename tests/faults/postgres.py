@@ -17,7 +17,7 @@ import pytest
 
 from server.storage.embedded.cluster import LOCK_SECONDS, EmbeddedPostgres
 from server.storage.migrations import migrate
-from tests.conftest import POSTGRES_BIN, copy_data_folder
+from tests.support.postgres import POSTGRES_BIN, copy_data_folder
 
 T = TypeVar("T")
 

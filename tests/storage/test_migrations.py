@@ -16,9 +16,8 @@ from server.errors import ConfigurationError, DatabaseUnavailable, MigrationErro
 from server.storage.database import Database
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import Migration, make_login, migrate, pending, read_migrations
-from tests.conftest import copy_data_folder
 from tests.support.pooler import pooler
-from tests.support.postgres import database_of, execute
+from tests.support.postgres import copy_data_folder, database_of, execute
 
 FIRST = Migration("0001_first.sql", "CREATE TABLE first (n integer); -- 100 % plain\nINSERT INTO first VALUES (1);\n")
 SECOND = Migration("0002_second.sql", "INSERT INTO first VALUES (2)")

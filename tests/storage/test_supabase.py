@@ -21,8 +21,7 @@ from server.errors import ConfigurationError, MigrationError
 from server.storage.database import Database
 from server.storage.embedded.cluster import EmbeddedPostgres
 from server.storage.migrations import migrate, read_migrations
-from tests.conftest import copy_data_folder
-from tests.support.postgres import database_of, execute
+from tests.support.postgres import copy_data_folder, database_of, execute
 from tests.support.rows import run_as
 
 TABLE = "public.image_generations"

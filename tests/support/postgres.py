@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import psycopg2
 
+# Another Postgres than that of the wheel.
+POSTGRES_BIN = Path(os.environ["LONGPOLL_TEST_POSTGRES_BIN"]) if "LONGPOLL_TEST_POSTGRES_BIN" in os.environ else None
 Sql = Callable[..., list[tuple[Any, ...]]]
 _numbers = itertools.count(1)
 
@@ -44,3 +48,9 @@ def execute(dsn: str, statement: str, parameters: Any = None) -> list[tuple[Any,
         with connection.cursor() as cursor:
             cursor.execute(statement, parameters)
             return cursor.fetchall() if cursor.description else []
+
+
+def copy_data_folder(made_before: Path, folder: Path) -> Path:
+    """Make a copy of a data folder, whosever its files are; returns the new one's path."""
+    subprocess.run(["cp", "-pR", str(made_before), str(folder)], check=True)
+    return folder
