@@ -187,6 +187,7 @@ async def test_the_end_of_a_token_is_chosen(alice: Person) -> None:
         reply = await post(alice.http, "/api/auth/tokens", 400, json={"expiresInDays": days})
         assert "expiresInDays must be a whole number from 1 to 3650" in await reply.text()
     await make_token(alice, name="for ever", expiresInDays=None)
+    await make_token(alice, name="a week", expiresInDays=7.0)
     await make_token(alice, name="a year")
     ends = {item["name"]: item["expiresAt"] for item in (await listed(alice))["items"]}
     assert ends["for ever"] is None

@@ -244,11 +244,10 @@ def _seed(value: object) -> int | None:
         return None
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 16:
         value = int(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_SEED:
-        value = int(value)  # to JSON Schema, and to JavaScript, 7.0 is a whole number
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_SEED:
+    seed = parameters.whole_number(value, 0, MAX_SEED)
+    if seed is None:
         raise BadRequest(f"seed must be a whole number from 0 to {MAX_SEED}.")
-    return value
+    return seed
 
 
 def _size(value: object) -> str:

@@ -63,6 +63,18 @@ def version(value: str) -> int:
     return int(value)
 
 
+def whole_number(value: object, least: int, most: int) -> int | None:
+    """Return a JSON number that is whole, or None if the value is none in this range.
+
+    To JSON Schema, and to JavaScript, 7.0 is a whole number; to both, true is none.
+    """
+    if isinstance(value, float) and value.is_integer() and least <= value <= most:
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        return None
+    return value
+
+
 def seconds(value: str, longest: float, *, name: str = "wait") -> float:
     """Return a number of seconds, 0 or more; more than the longest means the longest."""
     wait = math.nan

@@ -106,8 +106,9 @@ def _scope(value: object) -> Scope:
 def _expiry(value: object) -> dt.datetime | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LONGEST_DAYS:
+    days = parameters.whole_number(value, 1, LONGEST_DAYS)
+    if days is None:
         raise BadRequest(
             f"expiresInDays must be a whole number from 1 to {LONGEST_DAYS}, or null for a token without an end."
         )
-    return dt.datetime.now(dt.UTC) + dt.timedelta(days=value)
+    return dt.datetime.now(dt.UTC) + dt.timedelta(days=days)

@@ -44,7 +44,7 @@ def _register() -> Json:
         "register",
         "Make an account and log in",
         tag=_TAG,
-        body=_credentials(),
+        body=_credentials("NewAccount"),
         replies={
             "201": reply("Made, and logged in by cookie", schema("Account"), headers=["Set-Cookie"]),
             "303": _sent_on(),
@@ -63,7 +63,7 @@ def _log_in() -> Json:
         "Log in",
         "Every login begins a new session. A wrong password and an unknown address are answered alike.",
         tag=_TAG,
-        body=_credentials(),
+        body=_credentials("Credentials"),
         replies={
             "200": reply("Logged in by cookie", schema("Account"), headers=["Set-Cookie"]),
             "303": _sent_on(),
@@ -76,8 +76,8 @@ def _log_in() -> Json:
     )
 
 
-def _credentials() -> Json:
-    return body({JSON: schema("Credentials"), FORM: schema("Credentials")}, "The address and the password.")
+def _credentials(name: str) -> Json:
+    return body({JSON: schema(name), FORM: schema(name)}, "The address and the password.")
 
 
 def _sent_on() -> Json:

@@ -30,6 +30,7 @@ _MOMENT: Final[Json] = {"type": "string", "format": "date-time"}
 _PASSWORD: Final[Json] = {"type": "string", "maxLength": MAX_PASSWORD}
 _NEW_PASSWORD: Final[Json] = {
     "type": "string",
+    "minLength": MIN_PASSWORD,
     "maxLength": MAX_PASSWORD,
     "description": f"At least {MIN_PASSWORD} characters (as NFKC), not spaces alone, not your own address, and none of the most"
     " common passwords.",
@@ -54,7 +55,8 @@ def schemas() -> Json:
         "OrderForm": _order(multipart=True),
         "PageForm": _page_form(),
         "Cancel": _object({"taskId": schema("TaskId")}),
-        "Credentials": _credentials(),
+        "Credentials": _credentials(_PASSWORD),
+        "NewAccount": _credentials(_NEW_PASSWORD),
         "Account": _object({"user": _object({"id": {"type": "string", "format": "uuid"}, "email": _TEXT})}),
         "PasswordChange": _object({"currentPassword": _PASSWORD, "newPassword": _NEW_PASSWORD}),
         "Confirmation": _object({"currentPassword": _PASSWORD}),
@@ -197,11 +199,11 @@ def _page_form() -> Json:
     return {**order, "properties": {**order["properties"], **own}}
 
 
-def _credentials() -> Json:
+def _credentials(password: Json) -> Json:
     return _object(
         {
             "email": {"type": "string", "format": "email", "maxLength": MAX_EMAIL},
-            "password": _said(_NEW_PASSWORD, f"For a new account: {str(_NEW_PASSWORD['description']).lower()}"),
+            "password": password,
             "next": _said(_TEXT, "Where a browser goes then: a path of this site."),
         },
         optional=["next"],
