@@ -25,6 +25,7 @@ from server.errors import ConfigurationError
 
 PREFIX = "LONGPOLL_"
 _WHOLE = re.compile(r"-?[0-9]{1,18}\Z")
+_IMPORTABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*\Z")
 
 
 def _number(default: float, low: float, high: float) -> Any:
@@ -115,8 +116,10 @@ class GenerationSettings:
     """Who makes the pictures, what happens when a worker is lost, and how long pictures are kept."""
 
     workers: int = _number(1, 0, 64)
-    generator: str = _choice("procedural", "procedural")
+    generator: str = "procedural"
     step_seconds: float = _number(1.0, 0.0, 60.0)
+    silent_seconds: float = _number(300.0, 0.1, 86_400.0)
+    memory_mb: int = _number(2048, 0, 1_000_000_000)
     lease_seconds: float = _number(15.0, 0.2, 3600.0)
     max_attempts: int = _number(3, 1, 100)
     retry_seconds: float = _number(2.0, 0.0, 3600.0)
@@ -173,6 +176,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Config:
         **{name: _section(name, kind.default_factory, given.get(name, {})) for name, kind in sections.items()}
     )
     _check_places(config)
+    _check_generator(config.generation.generator)
     _check_together(config)
     return config
 
@@ -280,6 +284,14 @@ def _is_site(url: str) -> bool:
         return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port out of bounds, half an IPv6 address
         return False
+
+
+def _check_generator(name: str) -> None:
+    if name != "procedural" and not _IMPORTABLE.match(name):
+        raise ConfigurationError(
+            f'generation.generator is {name!r}; it must be "procedural", or name a function to be imported,'
+            ' such as "package.module:make"'
+        )
 
 
 def _check_together(config: Config) -> None:

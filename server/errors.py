@@ -12,7 +12,9 @@ ServerError
 │   └── EmbeddedPostgresError the embedded server can't be started
 ├── GenerationError           a generator couldn't make the picture
 │   ├── GenerationCanceled    its owner asked it to stop
-│   └── LeaseLost             another worker has taken the task over
+│   ├── LeaseLost             another worker has taken the task over
+│   └── GeneratorLost         the generator's process has ended, or had to be ended
+├── MalformedFrame            a generator's process says what none would say
 ├── LoadTestError             a load test can't be run
 └── Problem                   what a client is told, as application/problem+json
     └── BadRequest, NotSignedIn, TaskNotFound, …
@@ -107,6 +109,14 @@ class LeaseLost(GenerationError):
 
     def __init__(self) -> None:
         super().__init__("The lease was lost", retryable=False)
+
+
+class GeneratorLost(GenerationError):
+    """The generator's process has ended, or had to be ended. Another one may succeed."""
+
+
+class MalformedFrame(ServerError):
+    """What comes from a generator's process is no frame, or one that must not come."""
 
 
 class LoadTestError(ServerError):

@@ -25,6 +25,9 @@ SIZES: dict[str, tuple[int, int]] = {
 }
 """The sizes a client may ask for by name, as (width, height) in pixels."""
 
+MAX_PICTURE_BYTES = 64 * 1024 * 1024
+"""The largest picture that is kept, in bytes."""
+
 DEFAULT_SIZE = "768x768"
 """The size of a picture whose request names none."""
 
@@ -85,12 +88,16 @@ class Generator(Protocol):
 
     name: str
 
+    async def ready(self) -> None:
+        """Wait until work can begin. A worker claims no task before, so waiting costs none of its attempts."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Step | Picture, None]:
         """Yield a Step as each piece of work begins or ends, then exactly one Picture, last.
 
         Calling it does nothing yet: the work starts with the first `anext` and rests while its caller holds a piece,
-        so a slow caller slows the work down and nothing piles up. The event loop is never blocked: what takes more
-        than a few milliseconds of CPU runs in an executor or elsewhere.
+        so a slow caller slows the work down and nothing piles up. It runs in a process of its own, so it may block; one
+        that doesn't (what takes long runs in an executor or elsewhere) can be canceled without being killed.
 
         To cancel, between two pieces: `await pieces.aclose()`. It frees what the request holds (a remote job, a place
         in a queue) and nothing of that request runs afterwards. A generator that is at work can't be closed (Python

@@ -8,12 +8,12 @@ from typing import Final
 from PIL import Image
 
 from server.errors import GenerationError
+from server.generation.generator import MAX_PICTURE_BYTES
 
 _SUFFIXES: Final = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
 MEDIA_TYPES: Final = tuple(_SUFFIXES)
 """What a picture may be."""
 
-_MAX_BYTES: Final = 64 * 1024 * 1024
 _MAX_PIXELS: Final = 64_000_000
 
 
@@ -37,8 +37,8 @@ def check_picture(content: bytes) -> None:
     Raises:
         GenerationError: it isn't. Another attempt may bring one.
     """
-    if len(content) > _MAX_BYTES:
-        raise GenerationError(f"The generator's picture has {len(content)} bytes; at most {_MAX_BYTES} are kept")
+    if len(content) > MAX_PICTURE_BYTES:
+        raise GenerationError(f"The generator's picture has {len(content)} bytes; at most {MAX_PICTURE_BYTES} are kept")
     if media_type(content) is None:
         raise GenerationError("The generator returned something that is no PNG, JPEG or WebP picture")
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -51,6 +51,9 @@ class ProceduralGenerator:
         self._step_seconds = step_seconds
         self._executor = executor
 
+    async def ready(self) -> None:
+        """Return at once."""
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[Step | Picture, None]:
         """Yield the five steps as each begins, then the picture as a PNG; see `Generator.generate`.
 
@@ -79,6 +82,11 @@ class ProceduralGenerator:
         if (left := end - loop.time()) > 0:
             await asyncio.sleep(left)
         return result
+
+
+def make(step_seconds: float) -> ProceduralGenerator:
+    """Return one that has a process to itself."""
+    return ProceduralGenerator(step_seconds, ThreadPoolExecutor(1, thread_name_prefix="generator"))
 
 
 def _rehearse(prompt: str, word: str, *, retryable: bool) -> None:

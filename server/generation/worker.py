@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Self
 
 from server.config import GenerationSettings
@@ -109,6 +109,8 @@ class Worker:
         if not self._images.usable:  # a worker elsewhere may have a folder that is
             await asyncio.sleep(_UNREACHABLE_PAUSE_SECONDS)
             return True
+        if not await self._is_generator_ready():
+            return True
         claim = await self._queue.claim()
         if claim is None:
             return False
@@ -125,6 +127,14 @@ class Worker:
             took_ms=round(seconds * 1000),
         )
         return True
+
+    async def _is_generator_ready(self) -> bool:
+        """Wait for it, for a while: a task that was claimed meanwhile would lose time, or an attempt."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LONGEST_SLEEP_SECONDS):
+                await self._generator.ready()
+                return True
+        return False
 
     async def _do(self, claim: Claim) -> str:
         """Make the picture of a claimed task and write its end; returns how it ended."""
@@ -210,10 +220,11 @@ class Worker:
             reference=await self._reference(claim),
         )
         async with contextlib.aclosing(hold_to_contract(self._generator.generate(request))) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Picture):
-                    return piece
-                lease.report(piece)
+            with lease.ending_work():
+                async for piece in pieces:
+                    if isinstance(piece, Picture):
+                        return piece
+                    lease.report(piece)
         raise GenerationError("The generator ended without a picture")
 
     async def _reference(self, claim: Claim) -> bytes | None:
@@ -236,6 +247,7 @@ class _Lease:
         self._news = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
         self._ended: GenerationError | None = None
+        self._working: asyncio.Task[object] | None = None
 
     async def __aenter__(self) -> Self:
         self._keeping = asyncio.create_task(self._keep(), name="lease")
@@ -259,6 +271,30 @@ class _Lease:
             self._step = step
             self._news.set()
 
+    @contextlib.contextmanager
+    def ending_work(self) -> Iterator[None]:
+        """Cancel the block as soon as the task isn't to be made any more, and raise why.
+
+        Raises:
+            GenerationCanceled: the owner wants the task to stop.
+            LeaseLost: it is another worker's now.
+        """
+        working = self._working = asyncio.current_task()
+        assert working is not None, "within a coroutine"
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._ended is None or working.uncancel() > 0:  # the worker itself was told to stop
+                raise
+            raise self._ended from None
+        finally:
+            self._working = None
+
+    def _end(self, reason: GenerationError) -> None:
+        self._ended = reason
+        if self._working is not None:
+            self._working.cancel()
+
     async def _keep(self) -> None:
         while self._ended is None:
             await asyncio.sleep(min(_REPORT_SECONDS, self._renew_seconds))
@@ -268,9 +304,9 @@ class _Lease:
             self._news.clear()  # ours alone
             try:
                 if await self._write():
-                    self._ended = GenerationCanceled()
+                    self._end(GenerationCanceled())
             except LeaseLost as error:
-                self._ended = error
+                self._end(error)
             except StorageError:
                 continue  # logged where it was raised; the next try comes before the lease runs out
 

@@ -1,13 +1,14 @@
-"""The workers of one process."""
+"""The workers of one process, each with a process of its own for its generator."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from server.config import GenerationSettings
-from server.generation.generator import Generator
+from server.generation.generator_process import Recipe
+from server.generation.isolated import IsolatedGenerator
 from server.generation.turn import Turn
 from server.generation.worker import Worker, worker_name
 from server.runtime.background import Background
@@ -18,7 +19,7 @@ from server.telemetry.metrics import Metrics
 
 
 class Workers:
-    """As many as the settings say, each with a name of its own; they share one generator and its threads."""
+    """As many as the settings say, each with a name and a generator of its own."""
 
     def __init__(
         self,
@@ -30,11 +31,11 @@ class Workers:
         result_url: Callable[[str], str],
     ) -> None:
         """Make them; `start` has them work. `result_url`: where the picture of a task is found."""
-        self._workers: list[Worker] = []
-        if not settings.workers:
-            return
-        generator = _make_generator(settings)
-        self._workers += [
+        recipe = _recipe(settings)
+        self._generators = [
+            IsolatedGenerator(settings.generator, recipe, settings, metrics) for _ in range(settings.workers)
+        ]
+        self._workers = [
             Worker(
                 WorkQueue(
                     database, worker_name(), lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
@@ -45,8 +46,13 @@ class Workers:
                 metrics,
                 result_url=result_url,
             )
-            for _ in range(settings.workers)
+            for generator in self._generators
         ]
+        metrics.gauge(
+            "longpoll_generator_processes",
+            "Processes of generators that can be used",
+            lambda: sum(generator.is_running for generator in self._generators),
+        )
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -58,18 +64,19 @@ class Workers:
 
     def start(self, background: Background, turn: Turn | None) -> None:
         """Have them work in the background. With a `turn`: once it has come."""
-        for number, worker in enumerate(self._workers, 1):
-            background.start(f"worker {number}", partial(_work_in_turn, worker, turn))
+        for number, (worker, generator) in enumerate(zip(self._workers, self._generators, strict=True), 1):
+            background.start(f"worker {number}", partial(_work_in_turn, worker, generator, turn))
 
 
-def _make_generator(settings: GenerationSettings) -> Generator:
-    from server.generation.procedural import ProceduralGenerator  # noqa: PLC0415 - who doesn't paint needs no NumPy
+def _recipe(settings: GenerationSettings) -> Recipe:
+    if settings.generator == "procedural":
+        return Recipe("server.generation.procedural:make", {"step_seconds": settings.step_seconds})
+    return Recipe(settings.generator, {})
 
-    executor = ThreadPoolExecutor(settings.workers, thread_name_prefix="generator")
-    return ProceduralGenerator(settings.step_seconds, executor)
 
-
-async def _work_in_turn(worker: Worker, turn: Turn | None) -> None:
+async def _work_in_turn(worker: Worker, generator: IsolatedGenerator, turn: Turn | None) -> None:
     if turn:
         await turn.come()
-    await worker.run()
+    async with asyncio.TaskGroup() as group:  # when the worker is told to stop, its generator is, behind it
+        group.create_task(generator.run(), name="generator")
+        await worker.run()

@@ -138,6 +138,12 @@ class Metrics:
         )
         self.task_retries = Counter("longpoll_task_retries", "Tasks put back into the queue", registry=registry)
         self.leases_lost = Counter("longpoll_leases_lost", "Writes refused for want of a lease", registry=registry)
+        self.generator_deaths = Counter(
+            "longpoll_generator_deaths",
+            "Processes of generators that ended, or had to be ended",
+            ["cause"],
+            registry=registry,
+        )
         self.cleaning_failures = Counter(
             "longpoll_cleaning_failures", "Parts of the hourly clean-up that failed", registry=registry
         )

@@ -44,6 +44,9 @@ class Rehearsal:
         self.closed = 0
         self.painted = 0
 
+    async def ready(self) -> None:
+        """At once."""
+
     async def generate(self, _request: GenerationRequest) -> AsyncGenerator[Step | Picture, None]:
         self.begun += 1
         try:

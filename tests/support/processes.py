@@ -103,3 +103,16 @@ def processes_of(folder: Path) -> list[str]:
         except OSError:
             continue  # it has just ended
     return found
+
+
+def group_of(number: int) -> list[int]:
+    """Return the processes of a group that are alive."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, group = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has just ended
+        if int(group) == number and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found

@@ -43,7 +43,7 @@ def value_of(settings: Config, section: str, key: str) -> Any:
 
 def another_value(key: dataclasses.Field[Any]) -> tuple[str, Any]:
     """Return a legal value that isn't the default, as a text and as what it becomes."""
-    special = {"public_url": "https://x.example", "trusted_proxies": "10.0.0.0/8, ::1"}
+    special = {"public_url": "https://x.example", "trusted_proxies": "10.0.0.0/8, ::1", "generator": "my.models:make"}
     if key.name in special:
         text = special[key.name]
         return text, tuple(text.split(", ")) if key.name == "trusted_proxies" else text
@@ -148,7 +148,10 @@ def test_a_typo_is_refused_with_what_was_meant(tmp_path: Path) -> None:
         ("[polling]\nhold_seconds = 0", "it must be between 0.1 and 600.0"),
         ("[polling]\nmax_held = 0", "it must be between 1 and 1000000"),
         ('[logging]\nlevel = "loud"', "logging.level is 'loud'; it must be one of: debug, info, warning, error"),
-        ('[generation]\ngenerator = "magic"', "it must be one of: procedural"),
+        (
+            '[generation]\ngenerator = "magic"',
+            "generation.generator is 'magic'; it must be \"procedural\", or name a function",
+        ),
         ('[limits]\npoll = "0"', "limits.poll is '0'"),
         ('[limits]\nlogin = "often"', "limits.login is 'often'; it must be such as \"10 per minute\""),
         ("[server", "can't be read"),
