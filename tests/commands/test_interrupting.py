@@ -22,6 +22,7 @@ import pytest
 from server.runtime import signals
 from tests.faults.sites import settings_of
 from tests.support import rows
+from tests.support.facts import until
 from tests.support.postgres import Sql, execute
 from tests.support.processes import ServerProcess, processes_of, server_process
 
@@ -198,6 +199,20 @@ def test_a_signal_at_any_moment_ends_it(command: Command, name: str) -> None:
 @pytest.mark.parametrize(("command", "name"), [(name, name) for name in COMMANDS], indirect=["command"], ids=COMMANDS)
 def test_a_signal_at_a_hundred_moments_ends_it(command: Command, name: str) -> None:
     _sweep(command, name, 100)
+
+
+async def test_an_interrupt_amid_a_picture_gives_it_back_and_leaves_nothing(folder: Path, dsn: str, sql: Sql) -> None:
+    """Though its generator heeds nothing."""
+    settings = {"database__dsn": dsn, "generation__generator": "tests.support.generators:make"}
+    task_id = rows.add_task(sql, rows.add_user(sql), prompt="hold_the_lock")
+    with running(Command(folder, ["serve"], settings).begin()) as process:
+        await until(lambda: rows.read_task(sql, task_id, "stage") == ("painting",))
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = await asyncio.to_thread(process.communicate, timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0
+    assert not FAULTS.search(said)
+    assert rows.read_task(sql, task_id, "status::text, attempt, given_back") == ("pending", 1, 1)
+    await asyncio.to_thread(_until_it_is_alone, folder)
 
 
 # What a process inherits ------------------------------------------------------------------------------------------------

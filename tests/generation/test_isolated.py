@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -269,6 +270,30 @@ async def test_nothing_is_left_when_it_is_told_to_stop(hire: Hire, prompt: str) 
     await fire(hire.tasks[generator])  # type: ignore[attr-defined]
     await until(lambda: not group_of(before))
     assert not deaths(generator)  # it was told to
+
+
+@pytest.mark.parametrize(
+    ("prompt", "by_kernel"),
+    [
+        pytest.param("hold_the_lock", True, marks=pytest.mark.skipif(sys.platform != "linux", reason="by Linux alone")),
+        ("fork_and_block:600", False),
+    ],
+)
+async def test_a_process_ends_with_ours(
+    hire: Hire, monkeypatch: pytest.MonkeyPatch, prompt: str, *, by_kernel: bool
+) -> None:
+    """Whatever it is at, by the kernel; where that kills nobody, by a thread of its own."""
+    if not by_kernel:
+        monkeypatch.setattr("server.runtime.subprocesses._kill_group_at_hangup", lambda *_: None)
+    generator = await hire()
+    before = pid_of(generator)
+    await cancel_at_half(generator, prompt)
+    assert generator._process is not None
+    group = generator._process._group
+    monkeypatch.setattr(group, "kill", lambda: None)
+    os.close(group._lifeline)  # as the kernel does for who is killed
+    group._lifeline = -1
+    await until(lambda: not group_of(before))
 
 
 async def test_who_cancels_twice_leaves_nothing_either(hire: Hire) -> None:
