@@ -96,13 +96,17 @@ async def house(server: ServerProcess, sql: Sql) -> House:
     return House(server, await listening(server), sql)
 
 
+def _has_numpy(number: int) -> bool:
+    return "numpy" in Path(f"/proc/{number}/maps").read_text()
+
+
 async def test_who_serves_paints_nothing(dsn: str, sql: Sql, tmp_path: Path) -> None:
     """It has no NumPy even, which takes 20 MB."""
     with server_process(tmp_path, database__dsn=dsn, generation__step_seconds=0) as server:
         house = House(server, await listening(server), sql)
         await house.until_status(house.order("a lake"), "completed")
         numbers = house.generator(), server.process.pid
-        assert ["numpy" in Path(f"/proc/{number}/maps").read_text() for number in numbers] == [True, False]
+        assert [_has_numpy(number) for number in numbers] == [True, False]
 
 
 @pytest.mark.parametrize("prompt", ["block:600", "hold_the_lock"])

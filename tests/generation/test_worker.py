@@ -40,12 +40,14 @@ class Rehearsal:
         self.errors = list(errors)
         self.content = PICTURE
         self.go_on = asyncio.Event()
+        self.can_begin = asyncio.Event()
+        self.can_begin.set()
         self.begun = 0
         self.closed = 0
         self.painted = 0
 
     async def ready(self) -> None:
-        """At once."""
+        await self.can_begin.wait()
 
     async def generate(self, _request: GenerationRequest) -> AsyncGenerator[Step | Picture, None]:
         self.begun += 1
@@ -157,7 +159,9 @@ async def test_a_worker_that_is_told_looks_at_once(hire: Hire, order: Callable[[
     await until_status(sql, task_id, "completed")
 
 
-async def test_a_cancel_is_seen_at_the_next_step(hire: Hire, order: Callable[[], str], sql: Sql) -> None:
+async def test_a_cancel_ends_the_work_and_does_not_wait_for_a_step(
+    hire: Hire, order: Callable[[], str], sql: Sql
+) -> None:
     generator, task_id = Rehearsal(), order()
     worker = await hire(generator, lease_seconds=0.3)
     await until(lambda: column(sql, task_id, "stage") == "painting")
@@ -173,10 +177,50 @@ async def test_a_cancel_is_seen_at_the_next_step(hire: Hire, order: Callable[[],
     worker._queue.renew = renew_and_tell  # type: ignore[method-assign]
     sql("UPDATE public.image_generations SET cancel_requested = true WHERE task_id = %s", (task_id,))
     await told.wait()
-    generator.go_on.set()
     await until_status(sql, task_id, "canceled")
     assert generator.closed == 1
     assert generator.painted == 0
+
+
+async def test_a_lost_lease_ends_the_work(hire: Hire, order: Callable[[], str], sql: Sql) -> None:
+    generator, task_id = Rehearsal(), order()
+    worker = await hire(generator, lease_seconds=0.3)
+    await until(lambda: column(sql, task_id, "stage") == "painting")
+    sql("UPDATE public.image_generations SET lease_owner = 'another' WHERE task_id = %s", (task_id,))
+    await until(lambda: worker._metrics.value("longpoll_leases_lost_total"))
+    assert (generator.closed, generator.painted) == (1, 0)
+    assert column(sql, task_id, "lease_owner") == "another"
+
+
+async def test_nothing_is_claimed_before_the_generator_can_begin(
+    hire: Hire, order: Callable[[], str], sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whose lease has run out is put back meanwhile."""
+    monkeypatch.setattr("server.generation.worker._LONGEST_SLEEP_SECONDS", 0.01)
+    generator, task_id = Rehearsal(), order()
+    generator.can_begin.clear()
+    sql(
+        "UPDATE public.image_generations SET status = 'processing', attempt = 1, lease_owner = 'dead',"
+        " lease_expires_at = now() - interval '1 s' WHERE task_id = %s",
+        (task_id,),
+    )
+    worker = await hire(generator)
+    await until(lambda: column(sql, task_id, "status") == "pending")
+    looked = worker._queue.rescue
+    looks = 0
+
+    async def count() -> dict[str, str]:
+        nonlocal looks
+        looks += 1
+        return await looked()
+
+    worker._queue.rescue = count  # type: ignore[method-assign]
+    await until(lambda: looks >= 2)
+    assert column(sql, task_id, "attempt") == 1
+    generator.can_begin.set()
+    generator.go_on.set()
+    await until_status(sql, task_id, "completed")
+    assert column(sql, task_id, "attempt") == 2
 
 
 async def test_a_cancel_that_comes_with_the_last_step_is_kept(
