@@ -272,6 +272,22 @@ async def test_nothing_is_left_when_it_is_told_to_stop(hire: Hire, prompt: str) 
     assert not deaths(generator)  # it was told to
 
 
+async def test_where_the_kernel_kills_nobody_what_was_started_ends_too(
+    hire: Hire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the process that started it, and with one that is ended."""
+    monkeypatch.setattr("server.runtime.subprocesses._kill_group_at_hangup", lambda *_: None)
+    generator = await hire()
+    before = pid_of(generator)
+    with pytest.raises(GeneratorLost):
+        await make(generator, "fork_and_exit:600")
+    await until(lambda: not group_of(before))
+    await generator.ready()
+    before = pid_of(generator)
+    await cancel_at_half(generator, "fork_and_block:600")
+    await until(lambda: not group_of(before))
+
+
 @pytest.mark.parametrize(
     ("prompt", "by_kernel"),
     [

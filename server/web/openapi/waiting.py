@@ -116,8 +116,7 @@ def _cancel() -> Json:
     return operation(
         "cancelTask",
         "Cancel a task",
-        "One that waits is canceled at once; one that is being made stops at its next step; one that has ended stays"
-        " as it is.",
+        "One that waits is canceled at once; one that is being made stops soon; one that has ended stays as it is.",
         tag=_TASKS,
         body=body({JSON: schema("Cancel")}, "The task."),
         replies={
