@@ -82,6 +82,7 @@ async def _serve(generator: Generator, connection: socket.socket) -> None:
             kind, payload = await received.read()
             if kind is Kind.REQUEST:
                 work = asyncio.create_task(_answer(generator, frames.read_request(payload), writer))
+                await asyncio.sleep(0)  # a task that is canceled before its first step would end without an end
             elif work is not None:
                 work.cancel()
     if work is not None:

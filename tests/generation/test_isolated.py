@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import sys
@@ -243,6 +244,21 @@ async def test_a_cancel_that_is_not_heeded_ends_the_process(hire: Hire) -> None:
     assert deaths(generator) == {"uncanceled": 1}
 
 
+async def test_a_cancel_right_behind_a_request_keeps_the_process(hire: Hire) -> None:
+    """A request so large that the cancel comes in one read with its end."""
+    generator = await hire()
+    before, request = pid_of(generator), dataclasses.replace(wish("rest:600"), reference=bytes(8_000_000))
+    for _ in range(10):
+        reading = asyncio.create_task(anext(generator.generate(request)))
+        await asyncio.sleep(0)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+        await generator.ready()
+    assert pid_of(generator) == before
+    assert not deaths(generator)
+
+
 async def cancel_at_half(generator: IsolatedGenerator, prompt: str) -> None:
     """Cancel whoever reads the pieces, as the generator is at work."""
     half = asyncio.Event()
@@ -352,7 +368,8 @@ async def test_a_process_that_dies_with_nothing_to_do_costs_nobody_anything(hire
     generator = await hire()
     before = pid_of(generator)
     os.kill(before, signal.SIGKILL)
-    while group_of(before):  # and the event loop, which would notice, stands still
+    assert generator._process is not None
+    while not generator._process._group.has_ended():  # and the event loop, which would notice, stands still
         pass
     assert (await make(generator, "a lake"))[-1] == Picture(picture())
 
