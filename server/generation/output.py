@@ -45,11 +45,15 @@ class Output:
         if second != self._second:
             self._second, self._written = second, 0
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        for line in lines:
-            if self._overlong:  # the rest of a line whose beginning was logged
-                self._overlong = False
-            else:
-                self._log(line)
+        if lines and self._overlong:  # the rest of a line whose beginning was logged
+            self._overlong = False
+            del lines[0]
+        # Thousands of lines fit into a chunk: the loop must not look at each of them.
+        told = list(filter(bytes.strip, lines))
+        room = max(_LINES_A_SECOND - self._written, 0)
+        for line in told[:room]:
+            self._log(line)
+        self._dropped += len(told[room:])
         if len(self._rest) > _LONGEST_LINE:
             if not self._overlong:
                 self._log(self._rest)
