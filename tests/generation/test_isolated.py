@@ -400,3 +400,10 @@ async def test_a_process_inherits_nothing(hire: Hire, tmp_path: Path, monkeypatc
     assert str(secret) not in told["descriptors"]
     assert sum(each.startswith("socket:") for each in told["descriptors"]) == 3  # two are its event loop's
     assert int(told["score"]) == 1000
+
+
+async def test_what_a_generator_starts_has_nothing_of_its_links_and_heeds_signals(hire: Hire, tmp_path: Path) -> None:
+    await make(await hire(), f"start_programs:{tmp_path / 'told'}")
+    told = ast.literal_eval((tmp_path / "told").read_text())
+    assert "socket:" not in told["descriptors"]
+    assert told["code"] == -signal.SIGTERM

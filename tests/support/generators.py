@@ -10,6 +10,7 @@ import ctypes
 import io
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -87,6 +88,14 @@ def write(_detail: str) -> None:
     print("garbage " * 20_000)
     os.write(1, b"\x04\x00\x00\x00\x00" * 100)
     os.system("echo from a program")  # noqa: S605
+
+
+def start_programs(path: str) -> None:
+    """Write down which descriptors a program inherits, and stop another one by the signal for it."""
+    told = subprocess.run(["ls", "-l", "/proc/self/fd"], close_fds=False, capture_output=True, text=True, check=True)
+    stopped = subprocess.Popen(["sleep", "600"])
+    stopped.terminate()
+    Path(path).write_text(repr({"descriptors": told.stdout, "code": stopped.wait(10)}))
 
 
 def fork(seconds: str) -> None:
@@ -167,7 +176,7 @@ WITH_STEPS: dict[str, Callable[[str], AsyncGenerator[Step, None]]] = {
 }  # fmt: skip
 DEEDS: dict[str, Callable[[str], Any]] = {
     "block": block, "exit": exit_, "exit_once": exit_once, "segfault": segfault, "kill": kill, "eat": eat, "write": write,
-    "fork": fork, "fork_and_exit": fork_and_exit, "fork_and_block": fork_and_block, "hold_the_lock": hold_the_lock,
+    "start_programs": start_programs, "fork": fork, "fork_and_exit": fork_and_exit, "fork_and_block": fork_and_block, "hold_the_lock": hold_the_lock,
     "send": send, "hang_up": hang_up, "raise": raise_, "refuse": refuse, "tell": tell,
 }  # fmt: skip
 
