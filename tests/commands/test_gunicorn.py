@@ -20,6 +20,7 @@ from tests.faults.sites import holds, poll_target
 from tests.support.facts import until
 from tests.support.ports import free_port
 from tests.support.postgres import Sql
+from tests.support.processes import generators_of, group_of, parent_of
 from tests.support.rows import add_user
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,13 +95,24 @@ async def test_two_workers_of_gunicorns_have_one_painter_and_the_other_follows(
         add_tasks(sql, user_id, 8)
         await until(lambda: _completed(sql) == 8, seconds=60)
         [first] = _who_claimed(sql)
+        [generator] = _generators_of_all(parent_of(first))
+        assert generators_of(first) == [generator]  # whose turn it isn't needs none
         os.kill(first, signal.SIGKILL)
         await until(lambda: not Path(f"/proc/{first}").exists())  # it may go on for a moment, and claim one more
+        await until(lambda: not group_of(generator))
         sql("DELETE FROM claims")
         add_tasks(sql, user_id, 2)
         await until(lambda: _completed(sql) == 10, seconds=60)
         [second] = _who_claimed(sql)
+        [generator] = generators_of(second)
     assert second != first
+    assert not group_of(generator)
+
+
+def _generators_of_all(arbiter: int) -> list[int]:
+    """Return the generators of all workers of one gunicorn."""
+    workers = Path(f"/proc/{arbiter}/task/{arbiter}/children").read_text().split()
+    return [generator for worker in workers for generator in generators_of(int(worker))]
 
 
 def _completed(sql: Sql) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.commands.test_serve import leftovers, local_session, register
 from tests.support.facts import until
-from tests.support.processes import ServerProcess, server_process
+from tests.support.processes import ServerProcess, generators_of, group_of, server_process
 
 STARTED = re.compile(r'"number": ?(\d+), ?"pid": ?(\d+)|"pid": ?(\d+), ?"number": ?(\d+)|number=(\d+) +pid=(\d+)')
 PORT = re.compile(r"^2 processes on port (\d+), data lies in ", re.MULTILINE)
@@ -25,9 +25,15 @@ def folder(begun_folder: Path) -> Path:
     return begun_folder
 
 
+def numbered(server: ServerProcess) -> list[tuple[int, int]]:
+    """Return the number and the pid of the processes that were started, in that order."""
+    found = STARTED.finditer(server.said)
+    return [(int(each[1] or each[4] or each[5]), int(each[2] or each[3] or each[6])) for each in found]
+
+
 def children(server: ServerProcess) -> list[int]:
     """Return the processes that were started, in that order."""
-    return [int(found[2] or found[3] or found[6]) for found in STARTED.finditer(server.said)]
+    return [pid for _, pid in numbered(server)]
 
 
 async def serving(session: aiohttp.ClientSession, url: str) -> bool:
@@ -58,6 +64,23 @@ async def test_two_processes_share_a_port_one_is_replaced_and_both_stop(folder: 
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert first != second
+    assert not leftovers(folder)
+
+
+async def test_a_process_that_is_killed_takes_its_generator_along_and_its_successor_has_one(folder: Path) -> None:
+    """Of several processes the first alone runs workers."""
+    with server_process(folder, "serve", "--processes", "2") as server:
+        await asyncio.to_thread(server.until_said, re.compile(r"(Listening on .*\s[\s\S]*){2}"))
+        by_number = sorted(numbered(server))
+        first, second = by_number[0][1], by_number[1][1]
+        [generator] = await until(lambda: generators_of(first))
+        assert not generators_of(second)
+        os.kill(first, signal.SIGKILL)
+        await until(lambda: not group_of(generator))
+        _, successor = await until(lambda: numbered(server)[2:] and numbered(server)[2])
+        [generator] = await until(lambda: generators_of(successor))
+        assert await asyncio.to_thread(server.stop) == 0
+    assert not group_of(generator)
     assert not leftovers(folder)
 
 

@@ -105,6 +105,25 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+def generators_of(number: int) -> list[int]:
+    """Return the processes of generators that this process has started and that are alive."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            state, parent = process.joinpath("stat").read_text().rpartition(")")[2].split()[:2]
+            command = process.joinpath("cmdline").read_bytes()
+        except OSError:
+            continue  # it has just ended
+        if int(parent) == number and state not in "ZX" and b"server.generation.child" in command:
+            found.append(int(process.name))
+    return found
+
+
+def parent_of(number: int) -> int:
+    """Return the process that has started this one."""
+    return int(Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def group_of(number: int) -> list[int]:
     """Return the processes of a group that are alive."""
     found = []
