@@ -355,7 +355,7 @@ def descriptors() -> int:
 
 async def test_a_process_that_cannot_be_started_is_tried_again(hire: Hire, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
-    before = descriptors()
+    before = descriptors() + 1  # uvloop opens one of its own with its first connection
     generator = await hire(ready=False)
     await until(lambda: deaths(generator).get("unstartable", 0) >= 2)
     await until(lambda: descriptors() <= before)
