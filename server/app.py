@@ -24,6 +24,7 @@ from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.listener import Listener
 from server.storage.notification_queue import NotificationQueue
+from server.storage.queue import QueueReader
 from server.storage.retention import Retention, join_folder
 from server.storage.sessions import UNPROVEN_SECONDS, Sessions
 from server.storage.tasks import Task, TaskReader, UserTasks
@@ -37,6 +38,7 @@ from server.telemetry.requests import RequestLog
 from server.telemetry.snapshots import log_snapshots
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
+from server.waiting.places import Places
 from server.waiting.polling import Polling
 from server.waiting.revocations import Revocations
 from server.waiting.waiters import Waiters
@@ -155,6 +157,7 @@ class Site(Process):
         )
         self.revocations = Revocations(self.sessions, self.waiters, unproven_seconds=UNPROVEN_SECONDS)
         self.board = self._make_board()
+        self.places = self._make_places()
         self.listener = self._listen()
         self.rate_limits, self.guesses = _limits(config)
         self.proxy_headers = ProxyHeaders(server.trusted_proxies, server.public_url)
@@ -172,6 +175,14 @@ class Site(Process):
             sweep_seconds=polling.sweep_seconds,
             linger_seconds=polling.linger_seconds,
             metrics=self.metrics,
+        )
+
+    def _make_places(self) -> Places:
+        return Places(
+            QueueReader(self.database).read,
+            self.metrics,
+            clock=time.monotonic,
+            wall_clock=lambda: time.time() - self.database.clock_offset,
         )
 
     def _listen(self) -> Listener:
@@ -208,7 +219,7 @@ class Site(Process):
             UPLOADS: self.uploads,
             keys.BACKGROUND: self.background,
             keys.BACKLOG: BacklogCount(database),
-            keys.BATCH_POLLING: BatchPolling(self.board, self.waiters, jitter_seconds=jitter),
+            keys.BATCH_POLLING: BatchPolling(self.board, self.waiters, self.places, jitter_seconds=jitter),
             keys.BOARD: self.board,
             keys.CONFIG: config,
             keys.COOKIE_SESSIONS: self.cookies,
@@ -219,14 +230,15 @@ class Site(Process):
             keys.LISTENER: self.listener,
             keys.LOOP_LAG: self.loop_lag,
             keys.METRICS: self.metrics,
-            keys.POLLING: Polling(self.board, self.waiters, jitter_seconds=jitter),
+            keys.PLACES: self.places,
+            keys.POLLING: Polling(self.board, self.waiters, self.places, jitter_seconds=jitter),
             keys.PROXY_HEADERS: self.proxy_headers,
             keys.RATE_LIMITS: self.rate_limits,
             keys.REQUEST_LOG: self.request_log,
             keys.REVOCATIONS: self.revocations,
             keys.SESSIONS: self.sessions,
             keys.STARTED_AT: time.time(),
-            keys.TASKS: UserTasks(database),
+            keys.TASKS: UserTasks(database, most_waiting=config.generation.max_waiting_per_user),
             keys.TOKENS: Tokens(database, self.sessions.forget),
             keys.USERS: self.users,
             keys.WAITERS: self.waiters,
@@ -236,6 +248,7 @@ class Site(Process):
         """Run, as a clean-up context of aiohttp's."""
         services = {
             "board": self.board.run,
+            "places": self.places.run,
             "revocations": self.revocations.run,
             "uses": self.uses.run,
             "loop lag": self.loop_lag.beat,

@@ -100,7 +100,7 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class LimitSettings:
-    """How often one address or one user may ask, in the notation of the `limits` library."""
+    """How often one address or one user may ask, in the notation of the `limits` library; and who may go first."""
 
     enabled: bool = True
     login: str = "10 per minute"
@@ -109,6 +109,7 @@ class LimitSettings:
     create: str = "30 per minute"
     token: str = "30 per hour"  # noqa: S105 - how often one may be made
     poll: str = "1200 per minute"
+    high_priority: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ class GenerationSettings:
     lease_seconds: float = _number(15.0, 0.2, 3600.0)
     max_attempts: int = _number(3, 1, 100)
     retry_seconds: float = _number(2.0, 0.0, 3600.0)
+    max_waiting_per_user: int = _number(500, 0, 10_000)
+    max_running_per_user: int = _number(0, 0, 10_000)
     metrics_port: int = _number(0, 0, 65535)
     keep_days: float = _number(0.0, 0.0, 36_500.0)
     bin_days: float = _number(7.0, 0.0, 36_500.0)

@@ -198,6 +198,12 @@ class SessionRequired(Problem):
     status, code, title = 403, "session_required", "A login is required, not a token"
 
 
+class PriorityRefused(Problem):
+    """The task was to have a priority that its user may not use."""
+
+    status, code, title = 403, "priority_refused", "This priority is not for everybody"
+
+
 class NotFound(Problem):
     """No such URL."""
 
@@ -286,6 +292,12 @@ class TooManyRequests(Problem):
     """The caller is over a limit."""
 
     status, code, title = 429, "too_many_requests", "Too many requests"
+
+
+class TooManyWaiting(Problem):
+    """The user has as many tasks in the queue as one user may have."""
+
+    status, code, title = 429, "too_many_waiting", "Too many of your tasks are waiting"
 
 
 class HeadersTooLarge(Problem):

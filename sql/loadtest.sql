@@ -13,9 +13,9 @@ SELECT user_id, secret_hash, 'load test' FROM unnest(%(user_ids)s::uuid[], %(has
 SELECT user_id::text FROM longpoll.tokens WHERE secret_hash = %(hash)s;
 
 -- name: add_tasks
--- Begun, and leased by nobody: no worker claims them and nobody rescues them.
-INSERT INTO public.image_generations (user_id, task_id, prompt, status)
-SELECT user_id, task_id, 'load test', 'processing' FROM unnest(%(user_ids)s::uuid[], %(task_ids)s::text[]) AS t (user_id, task_id);
+-- Begun, and leased for a century: no worker claims them and nobody rescues them.
+INSERT INTO public.image_generations (user_id, task_id, prompt, status, lease_expires_at)
+SELECT user_id, task_id, 'load test', 'processing', now() + interval '100 years' FROM unnest(%(user_ids)s::uuid[], %(task_ids)s::text[]) AS t (user_id, task_id);
 
 -- name: change_task
 UPDATE public.image_generations SET message = %(message)s WHERE task_id = %(task_id)s RETURNING version;

@@ -4,15 +4,26 @@
 -- Tasks, as their owner (longpoll_app): the policies see to it that nobody reaches another user's row ------------------
 
 -- name: create_task
--- A new task; none at all if this user has used the idempotency key before.
+-- A new task; none at all if this user has used the idempotency key before, or has as many waiting as may be (0: any number).
+-- The lock has those that are created at the same moment counted, and each given a turn of its own.
+SELECT set_config('lock_timeout', '1s', true);
+SELECT pg_advisory_xact_lock(7304, hashtext(%(user_id)s));
 INSERT INTO public.image_generations
-  (user_id, task_id, prompt, type, seed, size, has_reference, idempotency_key, request_digest)
-VALUES
-  (%(user_id)s, %(task_id)s, %(prompt)s, %(type)s, %(seed)s, %(size)s, %(has_reference)s, %(idempotency_key)s, %(request_digest)s)
+  (user_id, task_id, prompt, type, seed, size, has_reference, priority, idempotency_key, request_digest)
+SELECT
+  %(user_id)s, %(task_id)s, %(prompt)s, %(type)s, %(seed)s, %(size)s, %(has_reference)s, %(priority)s, %(idempotency_key)s,
+  %(request_digest)s
+ WHERE %(most_waiting)s = 0
+    OR NOT EXISTS (SELECT FROM public.image_generations WHERE user_id = %(user_id)s AND status = 'pending'
+                   OFFSET greatest(%(most_waiting)s, 1) - 1)
 ON CONFLICT (user_id, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
 RETURNING task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
-          cancel_requested, created_at, started_at, updated_at, finished_at, NULL::integer AS queue_position,
-          NULL::double precision AS eta_seconds;
+          cancel_requested, created_at, started_at, updated_at, finished_at, turn;
+
+-- name: count_waiting
+-- How many tasks of one user wait, counted no farther than to the bound.
+SELECT count(*) AS waiting
+  FROM (SELECT FROM public.image_generations WHERE user_id = %(user_id)s AND status = 'pending' LIMIT %(most_waiting)s) AS own;
 
 -- name: find_idempotent_task
 -- The task that was created under this key, and the digest of the request that did it.
@@ -48,8 +59,7 @@ RETURNING task_id;
 -- name: find_task
 -- One task with its prompt, for the page that shows it.
 SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
-       cancel_requested, created_at, started_at, updated_at, finished_at, NULL::integer AS queue_position,
-       NULL::double precision AS eta_seconds, prompt
+       cancel_requested, created_at, started_at, updated_at, finished_at, turn, prompt
   FROM public.image_generations
  WHERE task_id = %(task_id)s AND user_id = %(user_id)s;
 
@@ -62,8 +72,7 @@ SELECT prompt, type, seed, size, has_reference
 -- name: list_tasks
 -- One page, newest first, that begins behind the cursor (the creation time and id of the last row seen).
 SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
-       cancel_requested, created_at, started_at, updated_at, finished_at, NULL::integer AS queue_position,
-       NULL::double precision AS eta_seconds, prompt
+       cancel_requested, created_at, started_at, updated_at, finished_at, turn, prompt
   FROM public.image_generations
  WHERE user_id = %(user_id)s
    AND (%(status)s::text IS NULL OR status = %(status)s::public.generation_status)
@@ -75,33 +84,11 @@ SELECT task_id, user_id::text, type, status::text, version, result, error, progr
 -- Tasks, for the board (longpoll_service): one read for everybody who waits -----------------------------------------
 
 -- name: read_tasks
--- The whole state of many tasks. The queue is counted once for all of them and up to 1,000: farther back the exact
--- place says nothing. How long it takes is judged by the last 50 pictures and the workers that are busy now; subqueries
--- that depend on nothing are evaluated once, and only if some row needs them.
-WITH queue AS (
-  SELECT id, row_number() OVER (ORDER BY created_at) AS place
-    FROM (SELECT id, created_at FROM public.image_generations WHERE status = 'pending' ORDER BY created_at LIMIT 1000)
-      AS waiting
-)
-SELECT t.task_id, t.user_id::text, t.type, t.status::text, t.version, t.result, t.error, t.progress, t.stage, t.message,
-       t.attempt, t.cancel_requested, t.created_at, t.started_at, t.updated_at, t.finished_at,
-       CASE t.status WHEN 'pending' THEN coalesce(queue.place, 1000)::integer END AS queue_position,
-       CASE
-         WHEN t.status = 'processing' AND t.progress > 0 THEN
-           extract(epoch FROM t.updated_at - t.started_at)::double precision * (1 - t.progress) / t.progress
-         WHEN t.status IN ('pending', 'processing') THEN
-           (SELECT avg(extract(epoch FROM finished_at - started_at))::double precision
-              FROM (SELECT started_at, finished_at FROM public.image_generations
-                     WHERE status = 'completed' ORDER BY finished_at DESC LIMIT 50) AS latest)
-           * CASE t.status WHEN 'pending' THEN
-               ceil(coalesce(queue.place, 1000)::double precision / greatest(1,
-                 (SELECT count(DISTINCT lease_owner) FROM public.image_generations
-                   WHERE status = 'processing' AND lease_expires_at > now())))
-             ELSE 1 END
-       END AS eta_seconds
-  FROM public.image_generations AS t
-  LEFT JOIN queue ON t.status = 'pending' AND queue.id = t.id
- WHERE t.task_id = ANY (%(task_ids)s);
+-- The whole state of many tasks. Knows nothing of the queue: it is read for every wake, and must cost the same whatever waits.
+SELECT task_id, user_id::text, type, status::text, version, result, error, progress, stage, message, attempt,
+       cancel_requested, created_at, started_at, updated_at, finished_at, turn
+  FROM public.image_generations
+ WHERE task_id = ANY (%(task_ids)s);
 
 -- name: read_versions
 -- Only the versions, for the sweep.
@@ -110,12 +97,36 @@ SELECT task_id, version FROM public.image_generations WHERE task_id = ANY (%(tas
 
 -- Work (longpoll_service). Every write of a worker names its lease: attempt and owner are the fencing token --------------
 
+-- name: read_queue
+-- Those that will be claimed next, in that order, from the index alone and no more than so many: one statement for everybody who
+-- waits. How long it takes is judged by the last 50 pictures and the workers that are busy now.
+WITH waiting AS (
+  SELECT task_id, turn FROM public.image_generations
+   WHERE status = 'pending' AND run_after <= now()
+   ORDER BY turn, created_at, id
+   LIMIT %(most)s
+)
+SELECT coalesce((SELECT string_agg(task_id, ',') FROM waiting), '') AS task_ids,
+       coalesce((SELECT string_agg(turn::text, ',') FROM waiting), '') AS turns,
+       (SELECT avg(extract(epoch FROM finished_at - started_at))::double precision
+          FROM (SELECT started_at, finished_at FROM public.image_generations
+                 WHERE status = 'completed' ORDER BY finished_at DESC LIMIT 50) AS latest) AS mean_seconds,
+       (SELECT count(DISTINCT lease_owner)
+          FROM (SELECT lease_owner FROM public.image_generations
+                 WHERE status = 'processing' AND lease_expires_at > now() LIMIT 1000) AS running) AS workers;
+
 -- name: claim_task
--- The oldest task that waits. SKIP LOCKED lets any number of workers ask at once without queueing behind each other.
-WITH next AS (
+-- The task whose turn it is. SKIP LOCKED lets any number of workers ask at once without queueing behind each other.
+-- Of users who have as many running as may be (0: any number), none is taken; two claims at the same moment may take one more.
+WITH busy AS MATERIALIZED (
+  SELECT user_id FROM public.image_generations
+   WHERE %(most_running)s > 0 AND status = 'processing'
+   GROUP BY user_id HAVING count(*) >= %(most_running)s
+), next AS (
   SELECT id FROM public.image_generations
    WHERE status = 'pending' AND run_after <= now()
-   ORDER BY created_at
+     AND (%(most_running)s = 0 OR user_id NOT IN (SELECT user_id FROM busy))
+   ORDER BY turn, created_at, id
    LIMIT 1
      FOR UPDATE SKIP LOCKED
 )
@@ -129,10 +140,13 @@ RETURNING t.task_id, t.prompt, t.type, t.seed, t.size, t.has_reference, t.attemp
 
 -- name: rescue_tasks
 -- Takes back the tasks of workers that have been silent for longer than their lease: into the queue again,
--- or to an end if there was no attempt left or a cancel was waiting to be seen.
+-- or to an end if there was no attempt left or a cancel was waiting to be seen. One that was begun without a lease, such as by
+-- hand, has one from its last visible change on.
 WITH lost AS (
   SELECT id FROM public.image_generations
-   WHERE status = 'processing' AND lease_expires_at < now()
+   WHERE status = 'processing'
+     AND coalesce(lease_expires_at, updated_at + make_interval(secs => %(lease_seconds)s)) < now()
+   LIMIT 1000
      FOR UPDATE SKIP LOCKED
 )
 UPDATE public.image_generations AS t
@@ -212,16 +226,19 @@ UPDATE public.image_generations
 RETURNING false AS cancel_requested;
 
 -- name: next_due
--- Seconds until a task becomes claimable without anybody's notification: a retry that is due, a lease that runs out.
-SELECT extract(epoch FROM min(CASE status WHEN 'pending' THEN run_after ELSE lease_expires_at END) - now())::double precision
-       AS seconds
-  FROM public.image_generations
- WHERE status IN ('pending', 'processing');
+-- Seconds until a task becomes claimable without anybody's notification: a retry that is due, a lease that runs out. What may be
+-- claimed now, and is not (it is locked, or its user has enough running), is overdue. Costs the same whatever waits.
+SELECT extract(epoch FROM least(
+         (SELECT run_after FROM public.image_generations
+           WHERE status = 'pending' AND run_after <= now() ORDER BY turn, created_at, id LIMIT 1),
+         (SELECT min(run_after) FROM public.image_generations WHERE status = 'pending' AND run_after > created_at),
+         (SELECT min(coalesce(lease_expires_at, updated_at + make_interval(secs => %(lease_seconds)s)))
+            FROM public.image_generations WHERE status = 'processing')
+       ) - now())::double precision AS seconds;
 
 -- name: count_unfinished
-SELECT count(*) FILTER (WHERE status = 'pending') AS pending, count(*) FILTER (WHERE status = 'processing') AS processing
-  FROM public.image_generations
- WHERE status IN ('pending', 'processing');
+SELECT (SELECT count(*) FROM public.image_generations WHERE status = 'pending') AS pending,
+       (SELECT count(*) FROM public.image_generations WHERE status = 'processing') AS processing;
 
 
 -- Clean-up (longpoll_service) ------------------------------------------------------------------------------------------

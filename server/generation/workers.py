@@ -38,7 +38,11 @@ class Workers:
         self._workers = [
             Worker(
                 WorkQueue(
-                    database, worker_name(), lease_seconds=settings.lease_seconds, max_attempts=settings.max_attempts
+                    database,
+                    worker_name(),
+                    lease_seconds=settings.lease_seconds,
+                    max_attempts=settings.max_attempts,
+                    most_running=settings.max_running_per_user,
                 ),
                 generator,
                 images,

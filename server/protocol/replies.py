@@ -14,7 +14,7 @@ import orjson
 
 from server.errors import NotSignedIn, Problem, TaskDeleted, TaskNotFound
 from server.protocol import heads
-from server.storage.tasks import Task
+from server.storage.tasks import Standing, Task
 from server.waiting.answers import Answer
 from server.waiting.waiters import Reason
 
@@ -65,7 +65,7 @@ class StateReply:
 
     def __init__(self, task: Task, answer: Answer[Task], options: ReplyOptions = DEFAULT_OPTIONS) -> None:
         """Tell that this is the task's state, and why now."""
-        self._head, self._body = _state(task, answer.reason, answer.changed)
+        self._head, self._body = _state(task, answer.reason, answer.changed, answer.standing)
         self._bounds = _RETRY_AFTER_MS.get(answer.reason)
         self.status = 200
         if options.preferred_wait is not None:
@@ -140,12 +140,12 @@ def _reply(answer: Answer[Task], options: ReplyOptions) -> Reply:
 
 
 @functools.lru_cache(maxsize=64)
-def _state(task: Task, reason: Reason, changed: bool) -> tuple[bytes, bytes]:  # noqa: FBT001 - a key of the cache
+def _state(task: Task, reason: Reason, changed: bool, standing: Standing) -> tuple[bytes, bytes]:  # noqa: FBT001 - a key of the cache
     version = task.version
     poll = _fixed(reason, changed=changed, finished=task.terminal)
     return (
         f'ETag: "{task.task_id}.{version}"\r\nX-Task-Version: {version}\r\nServer-Timing: hold;dur='.encode(),
-        b'{"data":%b,"poll":%b,"waitedMs":' % (task.data, orjson.dumps(poll)[:-1]),
+        b'{"data":%b,"poll":%b,"waitedMs":' % (task.data(standing), orjson.dumps(poll)[:-1]),
     )
 
 

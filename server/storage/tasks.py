@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
-from server.errors import IdempotencyMismatch, LeaseLost
+from server.errors import IdempotencyMismatch, LeaseLost, TooManyWaiting
 from server.storage.database import Database
 
 TERMINAL: Final = frozenset({"completed", "failed", "canceled"})
 STATUSES: Final = ("pending", "processing", "completed", "failed", "canceled")
+PRIORITIES: Final[Mapping[str, int]] = {"low": -1, "normal": 0, "high": 1}
+
+Standing: TypeAlias = tuple[int | None, float | None]
+"""A task's place in the queue (1 is next) and for how many seconds it will take still; None: unknown, or it doesn't wait."""
+
+NOWHERE: Final[Standing] = (None, None)
+# When another try makes sense for somebody who has too many tasks waiting; at random between the two.
+_ROOM_SECONDS: Final = (5.0, 15.0)
 
 
 class Task:
@@ -21,18 +30,22 @@ class Task:
 
     Attributes:
         attempt: how often the work has been begun; names the picture.
-        data: the contract's `data` as JSON, made once for everybody who waits for this version.
+        seconds_left: of one in work, what its progress promised when this version was made; None if it says nothing.
+        turn: while it waits, the lower the sooner it is claimed.
         updated_at: when this version was made, in seconds since 1970.
     """
 
     __slots__ = (
+        "_behind",
+        "_front",
         "attempt",
         "created_at",
-        "data",
         "prompt",
+        "seconds_left",
         "status",
         "task_id",
         "terminal",
+        "turn",
         "updated_at",
         "user_id",
         "version",
@@ -48,6 +61,7 @@ class Task:
         attempt: int,
         created_at: dt.datetime,
         updated_at: dt.datetime,
+        turn: int,
         prompt: str | None = None,
         **columns: Any,
     ) -> None:
@@ -60,8 +74,13 @@ class Task:
         self.attempt = attempt
         self.created_at = created_at
         self.updated_at = updated_at.timestamp()
+        self.turn = turn
         self.prompt = prompt
-        made = orjson.dumps(
+        progress, started_at = columns["progress"], columns["started_at"]
+        self.seconds_left = None
+        if status == "processing" and progress and started_at:
+            self.seconds_left = max(0.0, self.updated_at - started_at.timestamp()) * (1 - progress) / progress
+        front = orjson.dumps(
             {
                 "taskId": task_id,
                 "type": columns["type"],
@@ -69,34 +88,46 @@ class Task:
                 "version": version,
                 "result": columns["result"],
                 "error": columns["error"],
-                "progress": _rounded(columns["progress"], 3),
+                "progress": _rounded(progress, 3),
                 "stage": columns["stage"],
                 "message": columns["message"],
-                "queuePosition": columns["queue_position"],
-                "etaSeconds": _rounded(columns["eta_seconds"], 1),
+            }
+        )
+        behind = orjson.dumps(
+            {
                 "attempt": attempt,
                 "cancelRequested": columns["cancel_requested"],
                 "createdAt": _moment(created_at),
-                "startedAt": _moment(columns["started_at"]),
+                "startedAt": _moment(started_at),
                 "updatedAt": _moment(updated_at),
                 "finishedAt": _moment(columns["finished_at"]),
             }
         )
-        self.data = b"%b" % made  # a copy: what orjson 3.13 returns keeps the 4 KB in which it was made
+        # Copies: what orjson 3.13 returns keeps the 4 KB in which it was made.
+        self._front, self._behind = front[:-1], behind[1:]
 
-    @property
-    def listed(self) -> bytes:
-        """The same JSON with the prompt, as a listing has it."""
-        return b'%b,"prompt":%b}' % (self.data[:-1], orjson.dumps(self.prompt))
+    def data(self, standing: Standing = NOWHERE) -> bytes:
+        """Return the contract's `data` as JSON. Where the task stands isn't part of its version: it is told by each reply."""
+        place, seconds = standing
+        return b'%b,"queuePosition":%b,"etaSeconds":%b,%b' % (
+            self._front,
+            b"null" if place is None else b"%d" % place,
+            b"null" if seconds is None else orjson.dumps(_rounded(seconds, 1)),
+            self._behind,
+        )
 
-    def describe(self) -> dict[str, object]:
+    def listed(self, standing: Standing) -> bytes:
+        """Return the same JSON with the prompt, as a listing has it."""
+        return b'%b,"prompt":%b}' % (self.data(standing)[:-1], orjson.dumps(self.prompt))
+
+    def describe(self, standing: Standing = NOWHERE) -> dict[str, object]:
         """Return the contract's `data`: times in RFC 3339 UTC, progress 0..1 or None."""
-        return orjson.loads(self.data)  # type: ignore[no-any-return]
+        return orjson.loads(self.data(standing))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
 class NewTask:
-    """What a user asks for. `request_digest` tells whether a repeated request is the same one."""
+    """What a user asks for. `request_digest` tells whether a repeated request is the same one; `priority` is -1, 0 or 1."""
 
     task_id: str
     user_id: str
@@ -107,6 +138,7 @@ class NewTask:
     has_reference: bool
     idempotency_key: str | None
     request_digest: bytes
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +189,11 @@ class _Replay:
 
 
 @dataclass(frozen=True, slots=True)
+class _Waiting:
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Cancellation:
     status_before: str
     changed: bool
@@ -182,34 +219,58 @@ class _Due:
 class UserTasks:
     """Tasks as their owner may reach them: each statement runs with that user's identity, under the row policies."""
 
-    def __init__(self, database: Database) -> None:
-        """Use this database."""
+    def __init__(self, database: Database, *, most_waiting: int = 0) -> None:
+        """Use this database. `most_waiting`: how many tasks of one user may wait; 0: any number."""
         self._database = database
+        self._most_waiting = most_waiting
 
     async def create(self, task: NewTask) -> Task | str:
         """Store a new task and return it; or the id of the one that an earlier request with the same key has made.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
+            TooManyWaiting: the user has as many tasks waiting as may be.
         """
         fields = {name: getattr(task, name) for name in task.__slots__}
-        earlier = None
-        while earlier is None:  # the earlier task may be deleted between the two statements: its key is free again
-            created = await self._database.fetch_one("create_task", Task, user=task.user_id, **fields)
+        while True:  # the earlier task may be deleted, or begun, between the statements: then there is room
+            created = await self._database.fetch_one(
+                "create_task", Task, user=task.user_id, most_waiting=self._most_waiting, **fields
+            )
             if created is not None:
                 return created
-            earlier = await self._database.fetch_one(
-                "find_idempotent_task",
-                _Replay,
-                user=task.user_id,
-                user_id=task.user_id,
-                idempotency_key=task.idempotency_key,
-            )
+            earlier = await self._find_earlier(task)
+            if earlier is not None:
+                return earlier
+            await self._check_room(task.user_id)
+
+    async def _find_earlier(self, task: NewTask) -> str | None:
+        if task.idempotency_key is None:
+            return None
+        earlier = await self._database.fetch_one(
+            "find_idempotent_task",
+            _Replay,
+            user=task.user_id,
+            user_id=task.user_id,
+            idempotency_key=task.idempotency_key,
+        )
+        if earlier is None:
+            return None
         if bytes(earlier.request_digest or b"") != task.request_digest:
             raise IdempotencyMismatch(
                 "This Idempotency-Key belongs to another request; use a new key for a new picture."
             )
         return earlier.task_id
+
+    async def _check_room(self, user_id: str) -> None:
+        most = self._most_waiting
+        count = await self._database.fetch_one(
+            "count_waiting", _Waiting, user=user_id, user_id=user_id, most_waiting=most
+        )
+        if most and count is not None and count.waiting >= most:
+            raise TooManyWaiting(
+                f"You have {most} tasks waiting, which is the most; wait until one has begun, or cancel one.",
+                retry_after=random.uniform(*_ROOM_SECONDS),
+            )
 
     async def cancel(self, user_id: str, task_id: str) -> str | None:
         """Cancel, or ask the worker to; returns the status that the task had, or None if the user has no such task."""
@@ -273,25 +334,39 @@ class TaskReader:
 class WorkQueue:
     """Tasks as one worker claims and writes them. Every write is fenced by its lease and raises LeaseLost without it."""
 
-    def __init__(self, database: Database, owner: str, *, lease_seconds: float, max_attempts: int) -> None:
-        """Use this database; `owner` names the worker and must be unique."""
+    def __init__(
+        self, database: Database, owner: str, *, lease_seconds: float, max_attempts: int, most_running: int = 0
+    ) -> None:
+        """Use this database; `owner` names the worker and must be unique.
+
+        `most_running`: how many tasks of one user may be in work at the same time, in all processes; 0: any number.
+        """
         self._database = database
+        self._most_running = most_running
         self._owner = owner
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
 
     async def claim(self) -> Claim | None:
-        """Take the oldest waiting task, if there is one."""
-        return await self._database.fetch_one("claim_task", Claim, owner=self._owner, lease_seconds=self._lease_seconds)
+        """Take the waiting task whose turn it is, if there is one."""
+        return await self._database.fetch_one(
+            "claim_task",
+            Claim,
+            owner=self._owner,
+            lease_seconds=self._lease_seconds,
+            most_running=self._most_running,
+        )
 
     async def rescue(self) -> dict[str, str]:
         """Take tasks back from workers that fell silent; returns what became of each."""
-        rows = await self._database.fetch("rescue_tasks", _Rescued, max_attempts=self._max_attempts)
+        rows = await self._database.fetch(
+            "rescue_tasks", _Rescued, max_attempts=self._max_attempts, lease_seconds=self._lease_seconds
+        )
         return {row.task_id: row.status for row in rows}
 
     async def next_due(self) -> float | None:
         """Return the seconds until something falls due without a notification, or None if nothing will."""
-        due = await self._database.fetch_one("next_due", _Due, retry=True)
+        due = await self._database.fetch_one("next_due", _Due, retry=True, lease_seconds=self._lease_seconds)
         return due.seconds if due else None
 
     async def renew(self, claim: Claim) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
+from server.waiting.places import NOWHERE, Standing
 from server.waiting.waiters import Credential, Reason
 from server.waiting.watched_task import Snapshot
 
@@ -24,7 +25,8 @@ class Until(StrEnum):
 class Question:
     """What a client asks: the task, the version it has seen (None: whatever holds on arrival), how long it waits.
 
-    `credential`: what it came with; with that the waiting ends.
+    `credential`: what it came with; with that the waiting ends. `place`: the last place in the queue that the client was
+    told (0: none yet), if it wants to be told of another one; None: it doesn't.
     """
 
     task_id: str
@@ -34,6 +36,7 @@ class Question:
     until: Until = Until.CHANGE
     client: str | None = None
     credential: Credential | None = None
+    place: int | None = None
 
     @property
     def client_key(self) -> tuple[str, str, str] | None:
@@ -46,13 +49,14 @@ class Answer(Generic[S]):
     """The state that ends a poll, and why it ended. Snapshot None: there is no such task for this user, or it is revoked.
 
     `deleted`: there was one when the poll began. All who have waited for the same may get the same answer, so it says
-    nothing of how long anybody was held.
+    nothing of how long anybody was held. `standing`: where the task stands in the queue as of this answer.
     """
 
     snapshot: S | None
     reason: Reason
     changed: bool = False
     deleted: bool = False
+    standing: Standing = NOWHERE
 
 
 def evaluate(until: Until, seen: S, latest: S | None, reason: Reason | None) -> Answer[S] | None:

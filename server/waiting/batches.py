@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
 from server.waiting.board import Board
+from server.waiting.places import Places
 from server.waiting.waiters import Credential, Reason, Waiters
 from server.waiting.watched_task import Snapshot, Watched
 
@@ -25,7 +26,8 @@ class BatchQuestion:
     """What a client asks: the version it has seen of each task, and how long it waits for any of them to differ.
 
     `gather`: mere progress is told no sooner than so many seconds after the poll began. `impossible`: ids that no task
-    can have; they are told as not found, and never read. `credential`: as in `Question`.
+    can have; they are told as not found, and never read. `credential`: as in `Question`. `places`: for tasks of whose moves
+    in the queue the client wants to be told, the place that it was told last.
     """
 
     versions: Mapping[str, int]
@@ -35,13 +37,14 @@ class BatchQuestion:
     gather: float = 0.0
     impossible: Sequence[str] = ()
     credential: Credential | None = None
+    places: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer(Generic[S]):
     """Those that differ from what the client has seen, the ids of those that don't, and of those it doesn't have.
 
-    `prompt`: those of the changed that nothing was gathered before; the others may have waited on purpose.
+    `moved`: those of which only the place differs from the one that the client has named. `prompt`: those of the changed that nothing was gathered before; the others may have waited on purpose.
     """
 
     changed: Sequence[S]
@@ -51,6 +54,7 @@ class BatchAnswer(Generic[S]):
     prompt: Sequence[S] = ()
     held_seconds: float = 0.0
     finished: bool = False
+    moved: Sequence[S] = ()
 
 
 class BatchPolling(Generic[S]):
@@ -60,14 +64,16 @@ class BatchPolling(Generic[S]):
         self,
         board: Board[S],
         waiters: Waiters,
+        places: Places,
         *,
         jitter_seconds: float,
         chance: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Join the board and the waiters, as `Polling` does."""
+        """Join the board, the waiters and the places, as `Polling` does."""
         self._board = board
         self._waiters = waiters
+        self._places = places
         self._jitter_seconds = jitter_seconds
         self._chance = chance
         self._clock = clock
@@ -87,9 +93,22 @@ class BatchPolling(Generic[S]):
                 # Another server may have told of versions whose notifications haven't reached us yet.
                 await self._board.refresh(ahead, force=True)
             reason = self._reason_not_to_wait(question, tasks, arrival)
-            if reason is not None:
-                return _answer(question, () if reason is Reason.REVOKED else tasks, reason)
-            return await self._wait(question, tasks, arrival)
+            if reason is None:
+                return await self._wait(question, tasks, arrival)
+            return await self._answer(question, () if reason is Reason.REVOKED else tasks, reason)
+
+    async def _answer(
+        self, question: BatchQuestion, tasks: Sequence[Watched[S]], reason: Reason, held_seconds: float = 0.0
+    ) -> BatchAnswer[S]:
+        """Answer with places that are known as of now."""
+        await self._places.refresh(*(own for each in tasks if (own := _own(question, each)) is not None))
+        moved = {each.task_id for each in tasks if self._is_elsewhere(question, each)}
+        return _answer(question, tasks, reason, held_seconds, moved)
+
+    def _is_elsewhere(self, question: BatchQuestion, watched: Watched[S]) -> bool:
+        """Whether a task has another place than the one that the client has named."""
+        own, seen = _own(question, watched), question.places.get(watched.task_id)
+        return seen is not None and own is not None and self._places.place(own) not in {None, seen}
 
     async def _refresh(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> None:
         # As in `Polling`: what isn't known to be the client's own is read, whether somebody else has it or nobody.
@@ -107,27 +126,54 @@ class BatchPolling(Generic[S]):
             return Reason.RESET
         if _is_urgent(question, tasks) or question.seconds <= 0:
             return Reason.IMMEDIATE
-        if _is_news(question, tasks) and not question.gather:
+        ended = all(each.snapshot is not None and each.snapshot.terminal for each in tasks)
+        if ended or (_is_news(question, tasks) and not question.gather):
             return Reason.IMMEDIATE
-        if all(each.snapshot is not None and each.snapshot.terminal for each in tasks):
-            return Reason.IMMEDIATE
+        if any(self._is_elsewhere(question, each) and self._is_next(each) for each in tasks):
+            return Reason.PLACE
         return self._waiters.reason_not_to_hold(_client(question), arrival)
+
+    def _is_next(self, watched: Watched[S]) -> bool:
+        return watched.snapshot is not None and self._places.place(watched.snapshot) == 1
 
     async def _wait(self, question: BatchQuestion, tasks: Sequence[Watched[S]], arrival: int) -> BatchAnswer[S]:
         started = self._clock()
         seconds = question.seconds - self._chance() * min(self._jitter_seconds, question.seconds / 10)
-        with self._waiters.hold(question.user_id, _client(question), seconds, arrival, question.credential) as hold:
-            while not _is_news(question, tasks):
+        moved = False
+        with (
+            self._placing(question, tasks),
+            self._waiters.hold(question.user_id, _client(question), seconds, arrival, question.credential) as hold,
+        ):
+            while not _is_news(question, tasks) and not (moved := self._has_moved(question, tasks, started)):
                 with _following(tasks) as event:
                     await event.wait()
-            await self._gather(question, tasks, started + question.gather)
+            if not moved:
+                await self._gather(question, tasks, started + question.gather)
         held = self._clock() - started
         if hold.reason is Reason.REVOKED:
             return _answer(question, (), Reason.REVOKED, held)
-        reason = Reason.CHANGE if _is_news(question, tasks) else hold.reason or Reason.TIMEOUT
+        reason = hold.reason or (Reason.PLACE if moved else Reason.TIMEOUT)
         if any(_is_ahead(question, each) for each in tasks):
             reason = Reason.RESET
-        return _answer(question, tasks, reason, held)
+        elif _is_news(question, tasks):
+            reason = Reason.CHANGE
+        return await self._answer(question, tasks, reason, held)
+
+    def _has_moved(self, question: BatchQuestion, tasks: Sequence[Watched[S]], since: float) -> bool:
+        """Whether a task has another place than the one that the client has named, and it is time to tell."""
+        return any(self._places.is_news(question.places.get(each.task_id), each.snapshot, since) for each in tasks)
+
+    @contextlib.contextmanager
+    def _placing(self, question: BatchQuestion, tasks: Sequence[Watched[S]]) -> Iterator[None]:
+        """Have places read for those of the tasks that wait."""
+        waiting = [each for each in tasks if each.snapshot is not None and each.snapshot.status == "pending"]
+        for each in waiting:
+            self._places.enter(each, question.places.get(each.task_id))
+        try:
+            yield
+        finally:
+            for each in waiting:
+                self._places.leave(each)
 
     async def _gather(self, question: BatchQuestion, tasks: Sequence[Watched[S]], until: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -184,15 +230,21 @@ def _is_more_than_progress(question: BatchQuestion, watched: Watched[S]) -> bool
 
 
 def _answer(
-    question: BatchQuestion, tasks: Sequence[Watched[S]], reason: Reason, held_seconds: float = 0.0
+    question: BatchQuestion,
+    tasks: Sequence[Watched[S]],
+    reason: Reason,
+    held_seconds: float = 0.0,
+    moved: Collection[str] = (),
 ) -> BatchAnswer[S]:
     owned = [(each.task_id, _own(question, each)) for each in tasks]
     found = [own for _, own in owned if own is not None]
     changed = [own for own in found if own.version != question.versions[own.task_id]]
+    same = [own for own in found if own.version == question.versions[own.task_id]]
     urgent = {each.task_id for each in tasks if _is_more_than_progress(question, each)}
     return BatchAnswer(
         changed=changed,
-        unchanged=[own.task_id for own in found if own.version == question.versions[own.task_id]],
+        moved=[own for own in same if own.task_id in moved],
+        unchanged=[own.task_id for own in same if own.task_id not in moved],
         not_found=[*(task_id for task_id, own in owned if own is None), *question.impossible],
         reason=reason,
         prompt=[own for own in changed if own.task_id in urgent] if question.gather else changed,

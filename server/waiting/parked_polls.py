@@ -14,6 +14,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from server.waiting.answers import Answer, Question, Until, evaluate
 from server.waiting.board import Board
+from server.waiting.places import Places
 from server.waiting.waiters import Hold, Reason, Waiters
 from server.waiting.watched_task import Snapshot, Watched
 
@@ -28,7 +29,7 @@ ANSWERED_AT_ONCE: Final = 256
 class ParkedPoll(Hold, Generic[S]):
     """One of them, until it is `done`: answered, or abandoned."""
 
-    __slots__ = ("_parked", "done", "on_answer", "seen", "started", "until", "watched")
+    __slots__ = ("_parked", "done", "on_answer", "place", "seen", "started", "until", "watched")
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class ParkedPoll(Hold, Generic[S]):
         super().__init__(question.user_id, question.client_key, arrival, question.credential)
         self._parked = parked
         self.until = question.until
+        self.place = question.place
         self.watched = watched
         self.seen = seen
         self.on_answer = on_answer
@@ -70,9 +72,10 @@ class ParkedPoll(Hold, Generic[S]):
 class ParkedPolls(Generic[S]):
     """All of them, and the queue of those that were called up."""
 
-    def __init__(self, board: Board[S], waiters: Waiters, clock: Callable[[], float]) -> None:
+    def __init__(self, board: Board[S], waiters: Waiters, places: Places, clock: Callable[[], float]) -> None:
         """Begin with none. `clock` gives seconds."""
         self.clock = clock
+        self._places = places
         self._board = board
         self._waiters = waiters
         self._woken: deque[ParkedPoll[S]] = deque()
@@ -84,6 +87,8 @@ class ParkedPolls(Generic[S]):
         poll = ParkedPoll(self, question, arrival, watched, seen, on_answer)
         self._board.enter(watched.task_id)
         watched.follow(poll)
+        if seen.status == "pending":
+            self._places.enter(watched, question.place)
         self._waiters.register(poll, seconds)
         return poll
 
@@ -92,6 +97,8 @@ class ParkedPolls(Generic[S]):
         self._waiters.unregister(polls)
         for poll in polls:
             poll.watched.unfollow(poll)
+            if poll.seen.status == "pending":
+                self._places.leave(poll.watched)
             self._board.leave(poll.watched)
 
     def wake(self, poll: ParkedPoll[S]) -> None:
@@ -119,9 +126,14 @@ class ParkedPolls(Generic[S]):
             poll = self._woken.popleft()
             if poll.done:
                 continue
-            if poll.seen is not seen or poll.reason is not reason or poll.until is not until:
-                seen, reason, until = poll.seen, poll.reason, poll.until
+            why = poll.reason
+            if why is None and self._places.is_news(poll.place, poll.watched.snapshot, poll.started):
+                why = Reason.PLACE
+            if poll.seen is not seen or why is not reason or poll.until is not until:
+                seen, reason, until = poll.seen, why, poll.until
                 answer = evaluate(until, seen, poll.watched.snapshot, reason)
+                if answer is not None and answer.snapshot is not None:
+                    answer.standing = self._places.standing(answer.snapshot)
             if answer is not None:
                 poll.done = True
                 ended.append(poll)

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from server.waiting.answers import Answer, Question, evaluate
 from server.waiting.board import Board
 from server.waiting.parked_polls import OnAnswer, ParkedPoll, ParkedPolls
+from server.waiting.places import Places
 from server.waiting.waiters import Reason, Waiters
 from server.waiting.watched_task import Snapshot, Watched
 
@@ -23,15 +24,17 @@ class Polling(Generic[S]):
         self,
         board: Board[S],
         waiters: Waiters,
+        places: Places,
         *,
         jitter_seconds: float,
         chance: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Join the board and the waiters. A hold ends up to `jitter_seconds` early, so that clients spread out."""
+        """Join the board, the waiters and the places. A hold ends up to `jitter_seconds` early, so that clients spread out."""
         self.waiters = waiters
         self.board = board
-        self._parked = ParkedPolls(board, waiters, clock)
+        self._places = places
+        self._parked = ParkedPolls(board, waiters, places, clock)
         self._jitter_seconds = jitter_seconds
         self._chance = chance
         self._clock = clock
@@ -51,17 +54,29 @@ class Polling(Generic[S]):
             seen = await self._look(question, watched, arrival)
             if isinstance(seen, Answer):
                 return seen, 0.0
-            started, seconds = self._clock(), self._jittered(question.seconds)
-            with self.waiters.hold(
-                question.user_id, question.client_key, seconds, arrival, question.credential
-            ) as hold:
-                while evaluate(question.until, seen, watched.snapshot, None) is None:
-                    await watched.event.wait()
-            answer = evaluate(question.until, seen, watched.snapshot, hold.reason or Reason.TIMEOUT)
+            started = self._clock()
+            if seen.status == "pending":
+                self._places.enter(watched, question.place)
+            try:
+                reason = await self._hold(question, watched, seen, arrival)
+            finally:
+                if seen.status == "pending":
+                    self._places.leave(watched)
+            answer = evaluate(question.until, seen, watched.snapshot, reason)
             assert answer is not None, "there is a reason"
-            return answer, self._clock() - started
+            return await self._placed(answer), self._clock() - started
         finally:
             self.board.leave(watched)
+
+    async def _hold(self, question: Question, watched: Watched[S], seen: S, arrival: int) -> Reason:
+        """Wait, and return why that ended if it wasn't by a change."""
+        started, seconds = self._clock(), self._jittered(question.seconds)
+        with self.waiters.hold(question.user_id, question.client_key, seconds, arrival, question.credential) as hold:
+            while evaluate(question.until, seen, watched.snapshot, None) is None:
+                if self._places.is_news(question.place, watched.snapshot, started):
+                    return Reason.PLACE
+                await watched.event.wait()
+        return hold.reason or Reason.TIMEOUT
 
     async def answer_or_park(self, question: Question, on_answer: OnAnswer[S]) -> Answer[S] | ParkedPoll[S]:
         """Return the answer if there is one now; else a poll that waits without this task.
@@ -104,7 +119,15 @@ class Polling(Generic[S]):
             return snapshot
         if reason is Reason.REVOKED:
             return Answer(None, reason)
-        return Answer(snapshot, reason, question.version is not None and snapshot.version != question.version)
+        changed = question.version is not None and snapshot.version != question.version
+        return await self._placed(Answer(snapshot, reason, changed))
+
+    async def _placed(self, answer: Answer[S]) -> Answer[S]:
+        """Say where the task stands, as of now."""
+        if answer.snapshot is not None:
+            await self._places.refresh(answer.snapshot)
+            answer.standing = self._places.standing(answer.snapshot)
+        return answer
 
     def _reason_not_to_wait(self, question: Question, version: int | None, snapshot: S, arrival: int) -> Reason | None:
         if self.waiters.is_revoked(question.credential):
@@ -113,6 +136,8 @@ class Polling(Generic[S]):
             return Reason.RESET if version > snapshot.version else Reason.IMMEDIATE
         if snapshot.terminal or question.seconds <= 0:
             return Reason.IMMEDIATE
+        if question.place not in {None, 1} and self._places.place(snapshot) == 1:
+            return Reason.PLACE
         return self.waiters.reason_not_to_hold(question.client_key, arrival)
 
     def _jittered(self, seconds: float) -> float:

@@ -29,6 +29,7 @@ class Reason(StrEnum):
 
     IMMEDIATE = "immediate"
     CHANGE = "change"
+    PLACE = "place"  # only for those who have named the place they have seen
     TIMEOUT = "timeout"
     RESET = "reset"
     DRAIN = "drain"

@@ -29,6 +29,18 @@ class Snapshot(Protocol):
     def terminal(self) -> bool:
         """Whether this state is final."""
 
+    @property
+    def turn(self) -> int:
+        """While it waits: the lower, the sooner it is claimed."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of one in work: what its progress promised at `updated_at`, or None."""
+
+    @property
+    def updated_at(self) -> float:
+        """When this state was made, in seconds since 1970."""
+
 
 S = TypeVar("S", bound=Snapshot)
 

@@ -22,6 +22,7 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.requests import RequestLog, RequestRecord
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
+from server.waiting.places import Places
 from server.waiting.polling import Polling
 from server.waiting.revocations import Revocations
 from server.waiting.waiters import Waiters
@@ -42,6 +43,7 @@ BOARD: Final = web.AppKey("board", Board[Task])
 WAITERS: Final = web.AppKey("waiters", Waiters)
 POLLING: Final = web.AppKey("polling", Polling[Task])
 BATCH_POLLING: Final = web.AppKey("batch polling", BatchPolling[Task])
+PLACES: Final = web.AppKey("places", Places)
 BACKLOG: Final = web.AppKey("backlog", BacklogCount)
 TASKS: Final = web.AppKey("tasks", UserTasks)
 IMAGES: Final = web.AppKey("images", FileImages)

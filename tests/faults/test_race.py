@@ -22,10 +22,11 @@ from server.telemetry.metrics import Metrics
 from server.waiting.answers import Answer, Question
 from server.waiting.batches import BatchPolling, BatchQuestion
 from server.waiting.board import Board
+from server.waiting.places import Places
 from server.waiting.polling import Polling
 from server.waiting.waiters import Reason, Waiters
 from tests.faults.load import print_figure
-from tests.unit.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, State, answer_by_task, answer_parked
+from tests.unit.waiting.conftest import SWEEP_SECONDS, ClockworkLoop, Queue, State, answer_by_task, answer_parked
 
 TASKS = ("a", "b")
 LAST = 4
@@ -127,8 +128,10 @@ class Race:
         )
         self.waiters = Waiters(max_held=100, max_held_per_user=100)
         rest: dict[str, Any] = {"jitter_seconds": 0.0, "clock": lambda: asyncio.get_running_loop().time()}
-        self.polling = server.polling(self.board, self.waiters, **rest)
-        self.batches = BatchPolling(self.board, self.waiters, **rest)
+        clock = rest["clock"]
+        places = Places(Queue().read, self.metrics, clock=clock, wall_clock=clock)
+        self.polling = server.polling(self.board, self.waiters, places, **rest)
+        self.batches = BatchPolling(self.board, self.waiters, places, **rest)
         self.late = 0
 
     async def run(self) -> int:

@@ -227,6 +227,8 @@ def test_public_may_execute_no_function_that_runs_as_its_owner(sql: Sql) -> None
     )
     assert {name.partition("(")[0] for name, _, _ in definers} == {
         "cleanup_old_generations",
+        "longpoll.advance_turns",
+        "longpoll.assign_turn",
         "longpoll.delete_account",
         "longpoll.delete_ended",
         "longpoll.notify_deleted",

@@ -83,7 +83,7 @@ async def test_the_reply_to_a_create_is_what_the_board_will_show(own: UserTasks,
     created = await own.create(wish(alice))
     assert isinstance(created, Task)
     [read] = await board.read([created.task_id])
-    assert {**read.describe(), "queuePosition": None} == created.describe()
+    assert read.describe() == created.describe()
 
 
 async def test_a_repeated_request_finds_the_task_of_the_first(own: UserTasks, sql: Sql, alice: str) -> None:
@@ -249,16 +249,6 @@ async def test_the_board_reads_everybodys_tasks_that_exist(board: TaskReader, sq
     assert await board.read([]) == []
 
 
-async def test_the_place_in_the_queue_counts_from_one(board: TaskReader, sql: Sql, alice: str) -> None:
-    for number in range(3):
-        add_task(sql, alice, f"t{number}", created_at=dt.datetime(2026, 1, 1, 0, number, tzinfo=dt.UTC))
-    add_task(sql, alice, "running", status="processing", created_at=dt.datetime(2025, 1, 1, tzinfo=dt.UTC))
-    places = {
-        task.task_id: task.describe()["queuePosition"] for task in await board.read(["t0", "t1", "t2", "running"])
-    }
-    assert places == {"t0": 1, "t1": 2, "t2": 3, "running": None}
-
-
 async def test_the_time_that_is_left_follows_from_the_time_that_was_needed(
     board: TaskReader, sql: Sql, alice: str
 ) -> None:
@@ -272,7 +262,7 @@ async def test_the_time_that_is_left_follows_from_the_time_that_was_needed(
         updated_at="2026-01-01T00:00:10Z",
     )
     [task] = await board.read(["t"])
-    assert task.describe()["etaSeconds"] == 30.0
+    assert task.seconds_left == 30.0
 
 
 async def test_times_are_told_in_utc_and_what_was_not_yet_as_nothing(board: TaskReader, sql: Sql, alice: str) -> None:

@@ -86,10 +86,10 @@ async def test_a_claim_says_what_to_do_and_begins_the_task(queue: WorkQueue, sql
     assert read_task(sql, "t", "lease_expires_at - now() BETWEEN '30 s' AND '60 s'") == (True,)
 
 
-async def test_the_oldest_task_comes_first(queue: WorkQueue, sql: Sql, alice: str) -> None:
-    for task_id, year in (("b", 2025), ("c", 2026), ("a", 2024)):
-        add_task(sql, alice, task_id, created_at=f"{year}-01-01")
-    assert [(await claimed(queue)).task_id for _ in range(3)] == ["a", "b", "c"]
+async def test_the_task_that_came_first_is_claimed_first(queue: WorkQueue, sql: Sql, alice: str) -> None:
+    for task_id in ("b", "c", "a"):
+        add_task(sql, alice, task_id)
+    assert [(await claimed(queue)).task_id for _ in range(3)] == ["b", "c", "a"]
 
 
 async def test_only_waiting_tasks_that_are_due_are_claimed(queue: WorkQueue, sql: Sql, alice: str) -> None:
@@ -314,11 +314,43 @@ async def test_a_cancel_counts_more_than_attempts_that_are_used_up(queue: WorkQu
 
 
 async def test_a_task_whose_worker_is_alive_is_left_to_it(queue: WorkQueue, sql: Sql, alice: str) -> None:
-    """So is one that was begun by hand, without a lease."""
+    """So is one that was begun by hand, without a lease, for as long as a lease."""
     add_task(sql, alice, "t")
     await claimed(queue)
     add_task(sql, alice, "by-hand", status="processing")
     assert await queue.rescue() == {}
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+async def test_a_task_that_was_begun_without_a_lease_is_taken_back_after_one(
+    queue: WorkQueue, database: Database, sql: Sql, alice: str, *, cancel: bool
+) -> None:
+    add_task(sql, alice, "t")
+    sql("UPDATE public.image_generations SET status = 'processing'")
+    if cancel:
+        assert await UserTasks(database).cancel(alice, "t") == "processing"
+    due = await queue.next_due()
+    assert due is not None
+    assert 0 < due <= 60
+    assert await queue.rescue() == {}
+    impatient = WorkQueue(database, "two", lease_seconds=0, max_attempts=MAX_ATTEMPTS)
+    assert await impatient.rescue() == {"t": "canceled" if cancel else "pending"}
+    assert read_task(sql, "t", "attempt") == (0,)
+
+
+async def test_three_deploys_and_a_passing_failure_leave_two_tries(queue: WorkQueue, sql: Sql, alice: str) -> None:
+    add_task(sql, alice, "t")
+    for _ in range(3):
+        await queue.release(await claimed(queue))
+    claim = await claimed(queue)
+    assert (claim.attempt, claim.tries) == (4, 1)
+    await queue.retry(claim, "Once more.", 0)
+    second = await claimed(queue)
+    assert second.tries == 2 < MAX_ATTEMPTS
+    await queue.retry(second, "Once more.", 0)
+    assert (await claimed(queue)).tries == MAX_ATTEMPTS
+    expire_leases(sql)
+    assert await queue.rescue() == {"t": "failed"}
 
 
 async def test_the_next_moment_to_look_is_the_earliest_retry_or_lease(queue: WorkQueue, sql: Sql, alice: str) -> None:
@@ -364,7 +396,7 @@ async def test_a_cancel_behind_a_claim_asks_its_worker_to_stop(
     dsn: str, database: Database, queue: WorkQueue, sql: Sql, alice: str
 ) -> None:
     add_task(sql, alice, "t")
-    with unfinished(dsn, database, "claim_task", None, owner="one", lease_seconds=60) as claiming:
+    with unfinished(dsn, database, "claim_task", None, owner="one", lease_seconds=60, most_running=0) as claiming:
         cancel = asyncio.create_task(UserTasks(database).cancel(alice, "t"))
         await until(blocked(sql))
         claiming.commit()

@@ -24,21 +24,23 @@ from server.errors import (
     NotSignedIn,
     PayloadTooLarge,
     PicturesUnavailable,
+    PriorityRefused,
     Problem,
     TaskNotFound,
 )
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.generation.reference import MAX_BYTES, clean_reference
 from server.storage.images import reference_name
-from server.storage.tasks import NewTask, Task
+from server.storage.tasks import PRIORITIES, NewTask, Task
 from server.storage.users import User
 from server.web.handlers import parameters, texts
-from server.web.keys import IMAGES, RECORD, TASKS
+from server.web.keys import CONFIG, IMAGES, RECORD, TASKS
 from server.web.uploads import UPLOADS
 
 MAX_PROMPT: Final = 4000
 MAX_SEED: Final = 2**53 - 1  # the largest whole number that JavaScript holds exactly
-FIELDS: Final = frozenset({"prompt", "seed", "size"})
+FIELDS: Final = frozenset({"prompt", "seed", "size", "priority"})
+DEFAULT_PRIORITY: Final = "normal"
 IMAGE_FIELD: Final = "reference_image"
 _MAX_FIELD_BYTES: Final = 4 * MAX_PROMPT + 1024  # four bytes a character at most, and some white space around
 _ENCODING_HEADER: Final = "Content-Transfer-Encoding"
@@ -64,6 +66,7 @@ class Order:
     size: str
     reference: bytes | None
     digest: bytes
+    priority: str = DEFAULT_PRIORITY
 
 
 def idempotency_key(request: web.Request) -> str | None:
@@ -76,6 +79,7 @@ def idempotency_key(request: web.Request) -> str | None:
 
 async def place(request: web.Request, user: User, order: Order, key: str | None) -> Task | str:
     """Make a task of an order and return it; or the id of the one that an earlier request with the same key has made."""
+    _check_priority(request, user, order.priority)
     task_id = request[RECORD].task_id = secrets.token_urlsafe(16)
     new = NewTask(
         task_id=task_id,
@@ -87,6 +91,7 @@ async def place(request: web.Request, user: User, order: Order, key: str | None)
         has_reference=order.reference is not None,
         idempotency_key=key,
         request_digest=order.digest,
+        priority=PRIORITIES[order.priority],
     )
     # The image first: a worker may claim the task before this handler runs on.
     if order.reference is not None:
@@ -101,6 +106,13 @@ async def place(request: web.Request, user: User, order: Order, key: str | None)
     if not isinstance(made, Task):
         await discard_pictures(request, task_id)
     return made
+
+
+def _check_priority(request: web.Request, user: User, priority: str) -> None:
+    """Raise if this user may not use this priority."""
+    allowed = request.app[CONFIG].limits.high_priority
+    if priority == "high" and not {"*", user.email.lower()} & {name.lower() for name in allowed}:
+        raise PriorityRefused("Only those whom limits.high_priority names may create tasks of high priority.")
 
 
 async def discard_pictures(request: web.Request, task_id: str) -> None:
@@ -138,9 +150,15 @@ async def make_order(request: web.Request, kind: str, fields: Mapping[str, objec
     """Check the fields, then the image, which is the more work."""
     prompt, seed, size = _prompt(fields.get("prompt")), _seed(fields.get("seed")), _size(fields.get("size"))
     shown = hashlib.sha256(image).hexdigest() if image is not None else None
-    digest = hashlib.sha256(orjson.dumps([kind, prompt, seed, size, shown])).digest()
+    priority = _priority(fields.get("priority"))
+    said = (
+        [kind, prompt, seed, size, shown]
+        if priority == DEFAULT_PRIORITY
+        else [kind, prompt, seed, size, shown, priority]
+    )
+    digest = hashlib.sha256(orjson.dumps(said)).digest()
     reference = await request.app[UPLOADS].run(clean_reference, image) if image is not None else None
-    return Order(kind, prompt, seed, size, reference, digest)
+    return Order(kind, prompt, seed, size, reference, digest, priority)
 
 
 async def read_form(
@@ -248,6 +266,14 @@ def _seed(value: object) -> int | None:
     if seed is None:
         raise BadRequest(f"seed must be a whole number from 0 to {MAX_SEED}.")
     return seed
+
+
+def _priority(value: object) -> str:
+    if value is None or value == "":
+        return DEFAULT_PRIORITY
+    if not isinstance(value, str) or value not in PRIORITIES:
+        raise BadRequest(f"priority must be one of: {', '.join(PRIORITIES)}.")
+    return value
 
 
 def _size(value: object) -> str:

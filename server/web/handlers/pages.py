@@ -32,7 +32,7 @@ from server.web.handlers import orders, parameters
 from server.web.handlers.login import safe_target
 from server.web.handlers.tasks import CLIENT_MARGIN_SECONDS, read_page
 from server.web.identity import EXPECTED_USER, check_expected, find_user, signed_in_user
-from server.web.keys import CONFIG, COOKIE_SESSIONS, PROXY_HEADERS, RATE_LIMITS, RECORD, TASKS
+from server.web.keys import CONFIG, COOKIE_SESSIONS, PLACES, PROXY_HEADERS, RATE_LIMITS, RECORD, TASKS
 from server.web.replies import page, problem_reply, wants_page
 
 _BUDGET_SECONDS: Final = 600
@@ -125,7 +125,7 @@ async def history(request: web.Request) -> web.Response:
     """Show what the user has had made, a page at a time."""
     user = await signed_in_user(request)
     tasks, cursor = await read_page(request, user.user_id)
-    described = [{**task.describe(), "prompt": task.prompt} for task in tasks]
+    described = await _described(request, *tasks)
     return await _page(
         request,
         "history.html",
@@ -144,8 +144,14 @@ async def task(request: web.Request) -> web.Response:
     if found is None:
         raise TaskNotFound
     request[RECORD].task_id = task_id
-    described = {**found.describe(), "prompt": found.prompt}
+    [described] = await _described(request, found)
     return await _page(request, "task.html", task=described)
+
+
+async def _described(request: web.Request, *tasks: Task) -> list[dict[str, object]]:
+    places = request.app[PLACES]
+    await places.refresh(*tasks)
+    return [{**task.describe(places.standing(task)), "prompt": task.prompt} for task in tasks]
 
 
 async def log_in(request: web.Request) -> web.Response:

@@ -58,9 +58,20 @@ def is_possible_task_id(value: str) -> bool:
 
 def version(value: str) -> int:
     """Return a version: 0 or greater."""
-    if not (value.isascii() and value.isdigit()) or len(value) > 19 or int(value) > _LARGEST_VERSION:
+    if not _is_whole(value):
         raise BadRequest("version must be a whole number, 0 or greater: the last version you have seen.")
     return int(value)
+
+
+def place(value: str) -> int:
+    """Return a place in the queue: 0 or greater."""
+    if not _is_whole(value):
+        raise BadRequest("place must be a whole number: the last queuePosition you have seen, or 0 if there was none.")
+    return int(value)
+
+
+def _is_whole(value: str) -> bool:
+    return value.isascii() and value.isdigit() and len(value) <= 19 and int(value) <= _LARGEST_VERSION
 
 
 def whole_number(value: object, least: int, most: int) -> int | None:

@@ -25,7 +25,7 @@ from server.waiting.parked_polls import OnAnswer, ParkedPoll
 from server.waiting.waiters import Reason
 from server.web.handlers import parameters
 from server.web.identity import signed_in
-from server.web.keys import BATCH_POLLING, CONFIG, PARKING, POLLING, RATE_LIMITS, RECORD, SESSIONS
+from server.web.keys import BATCH_POLLING, CONFIG, PARKING, PLACES, POLLING, RATE_LIMITS, RECORD, SESSIONS
 from server.web.replies import json_reply
 
 MAX_BATCH: Final = 50
@@ -114,11 +114,12 @@ async def batch(request: web.Request) -> web.Response:
     request[RECORD].held = answer.reason, answer.held_seconds, [task.updated_at for task in answer.prompt]
     if answer.reason is Reason.REVOKED:
         raise NotSignedIn("The login ended while this request was held.")
+    places = request.app[PLACES]
     poll = describe_poll(
         answer.reason, changed=bool(answer.changed), held_seconds=answer.held_seconds, finished=answer.finished
     )
     body = {
-        "items": [orjson.Fragment(task.data) for task in answer.changed],
+        "items": [orjson.Fragment(task.data(places.standing(task))) for task in (*answer.changed, *answer.moved)],
         "unchanged": answer.unchanged,
         "notFound": answer.not_found,
         "poll": poll,
@@ -145,12 +146,25 @@ def read_question(request: web.Request, login: Login) -> tuple[Question, ReplyOp
     version = parameters.version(query["version"]) if "version" in query else tagged
     seconds = preferred if preferred is not None else _wait(request)
     until = parameters.until(query.get("until"), Until.CHANGE)
-    question = Question(task_id, login.user.user_id, version, seconds, until, _client(request), login)
+    # Whoever waits for a status, or for the end, isn't told of moves in the queue.
+    place = parameters.place(query["place"]) if query.get("place") else None
+    question = Question(
+        task_id,
+        login.user.user_id,
+        version,
+        seconds,
+        until,
+        _client(request),
+        login,
+        place if until is Until.CHANGE else None,
+    )
     return question, DEFAULT_OPTIONS if preferred is None and tagged is None else ReplyOptions(preferred, tagged)
 
 
 def read_batch_question(request: web.Request, login: Login) -> BatchQuestion:
-    """Read the tasks and versions from ``task=ID:VERSION``, of which there are 1 to 50; no version means 0.
+    """Read the tasks from ``task=ID:VERSION:PLACE``, of which there are 1 to 50; no version means 0.
+
+    Of those without a place, moves in the queue aren't told.
 
     Raises:
         Problem: a parameter is missing or makes no sense.
@@ -161,16 +175,20 @@ def read_batch_question(request: web.Request, login: Login) -> BatchQuestion:
     if len(named) > MAX_BATCH:
         raise BadRequest(f"At most {MAX_BATCH} tasks can be asked for at once.")
     versions: dict[str, int] = {}
+    places: dict[str, int] = {}
     for item in named:
-        task_id, _, version = item.partition(":")
+        task_id, _, seen = item.partition(":")
+        version, _, place = seen.partition(":")
         if task_id in versions:
             raise BadRequest(f"The task {task_id[:64]} is there twice.")
         versions[task_id] = parameters.version(version) if version else 0
+        if place:
+            places[task_id] = parameters.place(place)
     impossible = [task_id for task_id in versions if not parameters.is_possible_task_id(task_id)]
     possible = {task_id: version for task_id, version in versions.items() if task_id not in impossible}
     gather = parameters.seconds(request.query.get("gather", "0"), LONGEST_GATHER_SECONDS, name="gather")
     return BatchQuestion(
-        possible, login.user.user_id, _wait(request), _client(request), gather, impossible, credential=login
+        possible, login.user.user_id, _wait(request), _client(request), gather, impossible, login, places
     )
 
 

@@ -16,7 +16,7 @@ from server.storage.tasks import STATUSES, Task
 from server.waiting.answers import Question, Until
 from server.web.handlers import orders, paging, parameters
 from server.web.identity import signed_in, signed_in_user
-from server.web.keys import BOARD, CONFIG, IMAGES, POLLING, RECORD, TASKS
+from server.web.keys import BOARD, CONFIG, IMAGES, PLACES, POLLING, RECORD, TASKS
 from server.web.replies import json_reply
 
 CLIENT_MARGIN_SECONDS: Final = 15
@@ -70,6 +70,7 @@ async def _reply_created(request: web.Request, login: Login, made: Task | str) -
         headers["Idempotent-Replayed"] = "true"
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait:g}"
+    await request.app[PLACES].refresh(task)
     links = {
         "status": status_url,
         "cancel": "/api/generate/cancel",
@@ -79,8 +80,12 @@ async def _reply_created(request: web.Request, login: Login, made: Task | str) -
         "holdSeconds": polling.hold_seconds,
         "clientTimeoutSeconds": polling.hold_seconds + CLIENT_MARGIN_SECONDS,
     }
-    body = {"taskId": task_id, "data": orjson.Fragment(task.data), "links": links, "poll": poll}
+    body = {"taskId": task_id, "data": orjson.Fragment(_data(request, task)), "links": links, "poll": poll}
     return json_reply(body, status=200 if wait and task.terminal else 202, headers=headers)
+
+
+def _data(request: web.Request, task: Task) -> bytes:
+    return task.data(request.app[PLACES].standing(task))
 
 
 def result_url(task_id: str) -> str:
@@ -101,7 +106,7 @@ async def cancel(request: web.Request) -> web.Response:
     if before is None:
         raise TaskNotFound
     task = await _read_own(request, task_id, just_written=True)
-    body = {"taskId": task_id, "data": orjson.Fragment(task.data)}
+    body = {"taskId": task_id, "data": orjson.Fragment(_data(request, task))}
     return json_reply(body, status=202 if before == "processing" else 200)
 
 
@@ -120,7 +125,9 @@ async def listing(request: web.Request) -> web.Response:
     """List the user's tasks, newest first, a page at a time."""
     user = await signed_in_user(request)
     tasks, cursor = await read_page(request, user.user_id)
-    items = [orjson.Fragment(task.listed) for task in tasks]
+    places = request.app[PLACES]
+    await places.refresh(*tasks)
+    items = [orjson.Fragment(task.listed(places.standing(task))) for task in tasks]
     return json_reply({"items": items, "nextCursor": cursor})
 
 

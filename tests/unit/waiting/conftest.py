@@ -14,6 +14,7 @@ from server.telemetry.metrics import Metrics
 from server.waiting.answers import Answer, Question
 from server.waiting.batches import BatchPolling
 from server.waiting.board import Board
+from server.waiting.places import Places
 from server.waiting.polling import Polling
 from server.waiting.waiters import Waiters
 
@@ -64,6 +65,9 @@ class State:
     version: int = 1
     status: str = "pending"
     user_id: str = "alice"
+    turn: int = 100
+    seconds_left: float | None = None
+    updated_at: float = 0.0
 
     @property
     def terminal(self) -> bool:
@@ -132,6 +136,35 @@ class Storage:
         return self.barrier_holds
 
 
+@dataclass(frozen=True)
+class QueueState:
+    """The queue as it was when a read of it began."""
+
+    task_ids: list[str]
+    turns: list[int]
+    mean_seconds: float | None = None
+    workers: int = 0
+
+
+@dataclass
+class Queue:
+    """What would be the queue in Postgres. `broken`: reads raise this."""
+
+    task_ids: list[str] = field(default_factory=list)
+    mean_seconds: float | None = None
+    workers: int = 0
+    reads: int = 0
+    broken: Exception | None = None
+
+    async def read(self, most: int) -> QueueState:
+        self.reads += 1
+        if self.broken is not None:
+            raise self.broken
+        task_ids = self.task_ids[:most]
+        turns = [100 * number for number in range(1, len(task_ids) + 1)]
+        return QueueState(task_ids, turns, self.mean_seconds, self.workers)
+
+
 @dataclass(slots=True)
 class TimedAnswer(Answer[State]):
     """An answer, and how long it took."""
@@ -140,7 +173,7 @@ class TimedAnswer(Answer[State]):
 
 
 def timed(answer: Answer[State], held_seconds: float) -> TimedAnswer:
-    return TimedAnswer(answer.snapshot, answer.reason, answer.changed, answer.deleted, held_seconds)
+    return TimedAnswer(answer.snapshot, answer.reason, answer.changed, answer.deleted, answer.standing, held_seconds)
 
 
 async def answer_by_task(polling: Polling[State], question: Question) -> TimedAnswer:
@@ -180,9 +213,17 @@ class Scene:
         )
         self.waiters = Waiters(**{"max_held": 100_000, "max_held_per_user": 100_000, **caps}, chance=lambda: 0.5)
         self.chance = 0.0
+        self.queue = Queue()
+        self.places = Places(
+            self.queue.read,
+            self.metrics,
+            clock=lambda: asyncio.get_running_loop().time(),
+            wall_clock=lambda: asyncio.get_running_loop().time(),
+        )
         self.polling = Polling(
             self.board,
             self.waiters,
+            self.places,
             jitter_seconds=1.0,
             chance=lambda: self.chance,
             clock=lambda: asyncio.get_running_loop().time(),
@@ -190,6 +231,7 @@ class Scene:
         self.batches = BatchPolling(
             self.board,
             self.waiters,
+            self.places,
             jitter_seconds=1.0,
             chance=lambda: self.chance,
             clock=lambda: asyncio.get_running_loop().time(),

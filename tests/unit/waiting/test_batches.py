@@ -22,6 +22,7 @@ def ask(scene: Scene) -> Ask:
     polling = BatchPolling(
         scene.board,
         scene.waiters,
+        scene.places,
         jitter_seconds=1.0,
         chance=lambda: 0.0,
         clock=lambda: asyncio.get_running_loop().time(),
