@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -56,7 +56,7 @@ class Answer(Generic[S]):
     reason: Reason
     changed: bool = False
     deleted: bool = False
-    standing: Standing = NOWHERE
+    standing: Standing = field(default=NOWHERE, compare=False)
 
 
 def evaluate(until: Until, seen: S, latest: S | None, reason: Reason | None) -> Answer[S] | None:

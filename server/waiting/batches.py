@@ -93,15 +93,16 @@ class BatchPolling(Generic[S]):
                 # Another server may have told of versions whose notifications haven't reached us yet.
                 await self._board.refresh(ahead, force=True)
             reason = self._reason_not_to_wait(question, tasks, arrival)
+            if reason is not None:
+                await self._places.refresh(*(own for each in tasks if (own := _own(question, each)) is not None))
+                reason = self._reason_not_to_wait(question, tasks, arrival)  # by now more may be known
             if reason is None:
                 return await self._wait(question, tasks, arrival)
-            return await self._answer(question, () if reason is Reason.REVOKED else tasks, reason)
+            return self._answer(question, () if reason is Reason.REVOKED else tasks, reason)
 
-    async def _answer(
+    def _answer(
         self, question: BatchQuestion, tasks: Sequence[Watched[S]], reason: Reason, held_seconds: float = 0.0
     ) -> BatchAnswer[S]:
-        """Answer with places that are known as of now."""
-        await self._places.refresh(*(own for each in tasks if (own := _own(question, each)) is not None))
         moved = {each.task_id for each in tasks if self._is_elsewhere(question, each)}
         return _answer(question, tasks, reason, held_seconds, moved)
 
@@ -157,7 +158,7 @@ class BatchPolling(Generic[S]):
             reason = Reason.RESET
         elif _is_news(question, tasks):
             reason = Reason.CHANGE
-        return await self._answer(question, tasks, reason, held)
+        return self._answer(question, tasks, reason, held)
 
     def _has_moved(self, question: BatchQuestion, tasks: Sequence[Watched[S]], since: float) -> bool:
         """Whether a task has another place than the one that the client has named, and it is time to tell."""

@@ -29,7 +29,7 @@ ANSWERED_AT_ONCE: Final = 256
 class ParkedPoll(Hold, Generic[S]):
     """One of them, until it is `done`: answered, or abandoned."""
 
-    __slots__ = ("_parked", "done", "on_answer", "place", "seen", "started", "until", "watched")
+    __slots__ = ("_parked", "done", "in_queue", "on_answer", "place", "seen", "started", "until", "watched")
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class ParkedPoll(Hold, Generic[S]):
         self._parked = parked
         self.until = question.until
         self.place = question.place
+        self.in_queue = seen.status == "pending"
         self.watched = watched
         self.seen = seen
         self.on_answer = on_answer
@@ -87,7 +88,7 @@ class ParkedPolls(Generic[S]):
         poll = ParkedPoll(self, question, arrival, watched, seen, on_answer)
         self._board.enter(watched.task_id)
         watched.follow(poll)
-        if seen.status == "pending":
+        if poll.in_queue:
             self._places.enter(watched, question.place)
         self._waiters.register(poll, seconds)
         return poll
@@ -97,7 +98,7 @@ class ParkedPolls(Generic[S]):
         self._waiters.unregister(polls)
         for poll in polls:
             poll.watched.unfollow(poll)
-            if poll.seen.status == "pending":
+            if poll.in_queue:
                 self._places.leave(poll.watched)
             self._board.leave(poll.watched)
 

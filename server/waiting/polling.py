@@ -64,7 +64,7 @@ class Polling(Generic[S]):
                     self._places.leave(watched)
             answer = evaluate(question.until, seen, watched.snapshot, reason)
             assert answer is not None, "there is a reason"
-            return await self._placed(answer), self._clock() - started
+            return self._placed(answer), self._clock() - started
         finally:
             self.board.leave(watched)
 
@@ -115,17 +115,22 @@ class Polling(Generic[S]):
         if snapshot is None:
             return Answer(None, Reason.IMMEDIATE)
         reason = self._reason_not_to_wait(question, question.version, snapshot, arrival)
+        if reason is not None and reason is not Reason.REVOKED:
+            await self._places.refresh(snapshot)
+            snapshot = _own(question, watched.snapshot)  # by now there may be a newer one, of which others were told
+            if snapshot is None:
+                return Answer(None, Reason.IMMEDIATE)
+            reason = self._reason_not_to_wait(question, question.version, snapshot, arrival)
         if reason is None:
             return snapshot
         if reason is Reason.REVOKED:
             return Answer(None, reason)
         changed = question.version is not None and snapshot.version != question.version
-        return await self._placed(Answer(snapshot, reason, changed))
+        return self._placed(Answer(snapshot, reason, changed))
 
-    async def _placed(self, answer: Answer[S]) -> Answer[S]:
+    def _placed(self, answer: Answer[S]) -> Answer[S]:
         """Say where the task stands, as of now."""
         if answer.snapshot is not None:
-            await self._places.refresh(answer.snapshot)
             answer.standing = self._places.standing(answer.snapshot)
         return answer
 

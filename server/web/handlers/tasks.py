@@ -66,11 +66,12 @@ async def _reply_created(request: web.Request, login: Login, made: Task | str) -
         task = answer.snapshot
         if task is None:
             raise missing(answer)
+    else:
+        await request.app[PLACES].refresh(task)
     if not isinstance(made, Task):
         headers["Idempotent-Replayed"] = "true"
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait:g}"
-    await request.app[PLACES].refresh(task)
     links = {
         "status": status_url,
         "cancel": "/api/generate/cancel",
