@@ -29,16 +29,24 @@ def _asked_about() -> Json:
             "The last version you have seen. Equal to the present one: the request is held; otherwise it is answered at"
             " once. Without it, the request is held until the task differs from what it is on arrival.",
         ),
+        "place": _query(
+            "place",
+            {"type": "integer", "minimum": 0, "maximum": _LARGEST_VERSION},
+            "The last `queuePosition` you have seen, 0 if there was none. With it, and only with it, the request is also answered"
+            " when a task that waits has another place: at once when it is next, else no sooner than 2 seconds after it"
+            " began, and up to 10 the farther back it stands. Heeded with `until=change` only.",
+        ),
         "task": _query(
             "task",
             {
                 "type": "array",
-                "items": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}(:[0-9]{1,18})?$"},
+                "items": {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}(:[0-9]{1,18}(:[0-9]{1,18})?)?$"},
                 "minItems": 1,
                 "maxItems": MAX_BATCH,
                 "uniqueItems": True,
             },
-            "`ID:VERSION`, once for each task: the last version you have seen of it. Without a version, 0 is taken. An id that"
+            "`ID:VERSION`, once for each task: the last version you have seen of it. Without a version, 0 is taken."
+            " `ID:VERSION:PLACE` asks to be told of its moves in the queue, too, as `place` does. An id that"
             " no task can have is not found; one that is there twice is refused.",
             required=True,
         ),

@@ -10,11 +10,12 @@ from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.protocol.replies import LONGEST_RETRY_AFTER_MS
 from server.storage.logins import Scope
 from server.storage.passwords import MAX_PASSWORD, MIN_PASSWORD
-from server.storage.tasks import STATUSES
+from server.storage.tasks import PRIORITIES, STATUSES
+from server.waiting.places import MOST_PLACES
 from server.waiting.waiters import Reason
 from server.web.handlers.account_page import ACTIONS
 from server.web.handlers.login import MAX_EMAIL
-from server.web.handlers.orders import MAX_PROMPT, MAX_SEED
+from server.web.handlers.orders import DEFAULT_PRIORITY, MAX_PROMPT, MAX_SEED
 from server.web.handlers.tokens import DEFAULT_DAYS, LONGEST_DAYS, MAX_TOKEN_NAME
 from server.web.openapi.parts import Json, schema
 
@@ -98,6 +99,12 @@ def _or_null(schema: Json) -> Json:
     return {**schema, "type": [schema["type"], "null"]}
 
 
+_PLACE: Final = (
+    "1 is the next one to be made; null unless it waits. As of this reply, give or take a second, in the order of claims: users take"
+    f" turns. {MOST_PLACES + 1} means that or more. No part of the version."
+)
+
+
 def _task() -> Json:
     return {
         "taskId": schema("TaskId"),
@@ -112,7 +119,7 @@ def _task() -> Json:
         "progress": {"type": ["number", "null"], "minimum": 0, "maximum": 1, "description": "null while unknown."},
         "stage": _said(_or_null(_TEXT), "What is being done, in a word or two."),
         "message": _said(_or_null(_TEXT), "A sentence for the person who waits."),
-        "queuePosition": _said(_or_null({"type": "integer", "minimum": 1}), "1 is the next one to be made."),
+        "queuePosition": _said(_or_null({"type": "integer", "minimum": 1}), _PLACE),
         "etaSeconds": _said(_or_null(_SECONDS), "An estimate from what the last pictures took."),
         "attempt": _said(_COUNT, "How often the work has been begun."),
         "cancelRequested": _FLAG,
@@ -126,7 +133,7 @@ def _task() -> Json:
 def _poll() -> Json:
     reasons = (
         "`immediate`: it was different already, `wait` was 0, or the task has ended; `change`: it changed while we"
-        " waited; `timeout`: the hold ended with nothing new; `reset`: your version is ahead of ours, start again from"
+        " waited; `place`: only its place in the queue isn't the one you named; `timeout`: the hold ended with nothing new; `reset`: your version is ahead of ours, start again from"
         " this one; `drain`: this process stops; `degraded`: too many polls are held; `superseded`: the same `c` has"
         " asked again."
     )
@@ -146,7 +153,10 @@ def _poll() -> Json:
 
 def _batch() -> Json:
     return {
-        "items": _said(_list(schema("Task")), "Those that differ from the version you named."),
+        "items": _said(
+            _list(schema("Task")),
+            "Those that differ from the version you named, or stand at another place than you named.",
+        ),
         "unchanged": _said(_list(schema("TaskId")), "The ids of those that don't."),
         "notFound": _said(_list(_TEXT), "The ids of those that you don't have, or no longer."),
         "poll": schema("Poll"),
@@ -182,10 +192,16 @@ def _order(*, multipart: bool) -> Json:
             "default": DEFAULT_SIZE,
             "description": "In pixels.",
         },
+        "priority": {
+            "enum": [*PRIORITIES, "", *([] if multipart else [None])],
+            "default": DEFAULT_PRIORITY,
+            "description": "In the queue, a task of low priority counts as ten, one of high priority as a tenth. Not everybody"
+            " may use `high`.",
+        },
     }
     if multipart:
         properties["reference_image"] = {"type": "string", "format": "binary", "description": image}
-    return _object(properties, optional=["seed", "size", "reference_image"])
+    return _object(properties, optional=["seed", "size", "priority", "reference_image"])
 
 
 def _page_form() -> Json:

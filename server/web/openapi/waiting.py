@@ -6,9 +6,11 @@ from server.errors import (
     IdempotencyMismatch,
     ImageRejected,
     PayloadTooLarge,
+    PriorityRefused,
     TaskDeleted,
     TaskIdRequired,
     TaskNotFound,
+    TooManyWaiting,
     UnsupportedMedia,
 )
 from server.generation.picture import MEDIA_TYPES
@@ -45,7 +47,7 @@ def _status() -> Json:
         " for. States in between may be skipped, the latest never is. A task of somebody else is not found. When the login"
         " or the token ends while the request is held, it is answered 401 at that moment.",
         tag=_WAITING,
-        takes=parameters("taskId", "version", "wait", "until", "client", "If-None-Match", "Prefer"),
+        takes=parameters("taskId", "version", "place", "wait", "until", "client", "If-None-Match", "Prefer"),
         replies={
             "200": reply("The state, and why it comes now", schema("Status"), headers=state),
             "304": reply("Nothing new for a caller with `If-None-Match`", headers=state),
@@ -87,7 +89,7 @@ def _again() -> Json:
         tag=_TASKS,
         takes=parameters("task_id", "Idempotency-Key", "Prefer", "untilOfCreate"),
         replies=_created(),
-        refused=[TaskNotFound, TaskDeleted, IdempotencyMismatch, ImageRejected],
+        refused=[TaskNotFound, TaskDeleted, IdempotencyMismatch, ImageRejected, TooManyWaiting],
         changes=True,
         counted=True,
     )
@@ -106,7 +108,16 @@ def _create(name: str, summary: str) -> Json:
             "A form, with a reference image if you like; or JSON without one.",
         ),
         replies=_created(),
-        refused=[TaskNotFound, TaskDeleted, PayloadTooLarge, UnsupportedMedia, IdempotencyMismatch, ImageRejected],
+        refused=[
+            TaskNotFound,
+            TaskDeleted,
+            PayloadTooLarge,
+            UnsupportedMedia,
+            IdempotencyMismatch,
+            ImageRejected,
+            PriorityRefused,
+            TooManyWaiting,
+        ],
         changes=True,
         counted=True,
     )
