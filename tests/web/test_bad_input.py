@@ -93,7 +93,7 @@ async def test_a_body_that_is_no_json_object_is_refused(refused: Any) -> None:
 
 async def test_unknown_fields_are_named(refused: Any) -> None:
     body = {"prompt": "x", "promt": "y", "steps": 5}
-    expected = "Unknown field: promt, steps. Known are: prompt, seed, size."
+    expected = "Unknown field: promt, steps. Known are: priority, prompt, seed, size."
     assert await refused(400, json=body) == expected
     assert "Unknown field: steps" in await refused(400, data=form(prompt="x", steps="5"))
     assert "Unknown field: reference_image" in await refused(400, json={"prompt": "x", "reference_image": "…"})

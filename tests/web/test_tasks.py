@@ -73,7 +73,8 @@ async def test_a_new_task_says_where_to_ask_for_it(alice: Person, sql: Sql) -> N
     assert "Idempotent-Replayed" not in made["headers"]
     async with alice.http.get(made["headers"]["Location"], params={"wait": "0"}) as reply:
         state = (await reply.json())["data"]
-    assert {**state, "queuePosition": None} == made["data"]
+    assert state == made["data"]
+    assert state["queuePosition"] == 1
     assert sql("SELECT prompt, type, size, has_reference FROM public.image_generations") == [
         ("a lake", "basic", "768x768", False)
     ]

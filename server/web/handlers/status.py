@@ -147,7 +147,7 @@ def read_question(request: web.Request, login: Login) -> tuple[Question, ReplyOp
     seconds = preferred if preferred is not None else _wait(request)
     until = parameters.until(query.get("until"), Until.CHANGE)
     # Whoever waits for a status, or for the end, isn't told of moves in the queue.
-    place = parameters.place(query["place"]) if query.get("place") else None
+    place = parameters.place(query["place"]) if "place" in query else None
     question = Question(
         task_id,
         login.user.user_id,
