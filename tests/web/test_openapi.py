@@ -107,6 +107,8 @@ async def test_each_kind_of_success_has_been_checked(start: Start, enter: Enter,
     """Every reply that isn't an error is asked for, with each reason that a poll can end for."""
     alice = await enter(await start(), "alice")
     reasons = await _use_tasks(alice, sql) | await _wait_in_every_way(alice, sql)
+    sql("DELETE FROM public.image_generations WHERE status = 'pending'")
+    reasons |= {(await alice.status(await alice.create(), version=1, place=2))["poll"]["reason"]}
     await _use_account(alice)
     await _look_around(alice)
     app = alice.app
@@ -311,6 +313,8 @@ async def test_the_bounds_of_parameters_are_enforced(alice: Person, document: An
                 {"prompt": "x", "seed": -1}, {"prompt": "x", "seed": "12"}, {"prompt": "x", "seed": "1.5"},
                 {"prompt": "x", "seed": ""}, {"prompt": "x", "seed": None}, {"prompt": "x", "seed": True},
                 {"prompt": "x", "size": "512x512"}, {"prompt": "x", "size": "1x1"}, {"prompt": "x", "size": ""},
+                {"prompt": "x", "priority": "low"}, {"prompt": "x", "priority": "normal"}, {"prompt": "x", "priority": ""},
+                {"prompt": "x", "priority": None}, {"prompt": "x", "priority": "urgent"}, {"prompt": "x", "priority": 1},
                 {"prompt": "x", "size": None}, {"prompt": "x", "colour": "red"}, {"prompt": "é" * 4000},
             ],
         ),
