@@ -23,6 +23,7 @@ import { randomId } from "./random_id.js";
  * @typedef {object} StatusOptions
  * @property {string} clientId random for each page
  * @property {number | undefined} [version] the version last seen
+ * @property {number | undefined} [place] the place in the queue last seen, 0 if there was none; without it, moves aren't told
  * @property {number | undefined} [wait] seconds; without it the server holds for as long as it may
  * @property {AbortSignal} [signal]
  * @property {Fetch | undefined} [fetch]
@@ -40,9 +41,10 @@ import { randomId } from "./random_id.js";
  * @param {StatusOptions} options
  * @returns {Promise<StatusReply>}
  */
-export async function askStatus(taskId, { version, wait, clientId, signal, fetch }) {
+export async function askStatus(taskId, { version, place, wait, clientId, signal, fetch }) {
   const query = new URLSearchParams({ taskId, c: clientId });
   if (version !== undefined) query.set("version", String(version));
+  if (place !== undefined) query.set("place", String(place));
   if (wait !== undefined) query.set("wait", String(wait));
   const reply = /** @type {Partial<StatusReply>|null} */ (
     await requestJson(`/api/generate/status?${query}`, { signal: signal ?? null, fetch })
@@ -54,7 +56,7 @@ export async function askStatus(taskId, { version, wait, clientId, signal, fetch
 }
 
 /**
- * Follow one task until it ends. Calls `onUpdate` for each newer version.
+ * Follow one task until it ends. Calls `onUpdate` for each newer version, and when its place in the queue has changed.
  * @param {string} taskId
  * @param {TaskOptions & PollOptions} [options]
  * @returns {Promise<Task>} the final state
@@ -64,7 +66,8 @@ export async function follow(taskId, options = {}) {
   const { version, onUpdate = () => undefined, clientId = randomId(), fetch, ...pollOptions } = options;
   const loop = new PollLoop(async ({ tasks, immediate, signal }) => {
     const wait = immediate ? 0 : undefined;
-    const { data, poll } = await askStatus(taskId, { version: tasks[0]?.version, wait, clientId, signal, fetch });
+    const { version: seen, place } = tasks[0] ?? {};
+    const { data, poll } = await askStatus(taskId, { version: seen, place, wait, clientId, signal, fetch });
     return { tasks: [data], notFound: [], isLast: poll.next === "stop", poll };
   }, pollOptions);
   /** @type {Promise<Task>} */

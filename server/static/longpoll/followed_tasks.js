@@ -1,8 +1,8 @@
 // @ts-check
-/** The tasks that a poll loop follows: the version and the budget of each, and how a reply changes them. */
+/** The tasks that a poll loop follows: the version, place and budget of each, and how a reply changes them. */
 
 import { PollError } from "./poll_error.js";
-import { isFinished } from "./task.js";
+import { isFinished, placeOf } from "./task.js";
 
 /** @import { Task } from "./task.js" */
 /**
@@ -15,6 +15,8 @@ import { isFinished } from "./task.js";
  * @property {string} taskId
  * @property {string} createdAt
  * @property {number|undefined} version the version last passed to the watcher
+ * @property {number|undefined} place the place in the queue last passed to the watcher, 0 if there was none, undefined unless
+ *   it waits
  * @property {number|null} quietSince time of the last change or wake, null before the first poll
  * @property {Watcher} watcher
  *
@@ -52,11 +54,11 @@ export class FollowedTasks {
   }
 
   /**
-   * @param {{taskId: string, version?: number | undefined, createdAt?: string}} task
+   * @param {{taskId: string, version?: number | undefined, createdAt?: string, place?: number | undefined}} task
    * @param {Watcher} watcher
    */
-  add({ taskId, version, createdAt = "" }, watcher) {
-    this.byId.set(taskId, { taskId, version, createdAt, watcher, quietSince: null });
+  add({ taskId, version, createdAt = "", place }, watcher) {
+    this.byId.set(taskId, { taskId, version, place, createdAt, watcher, quietSince: null });
   }
 
   /**
@@ -106,7 +108,7 @@ export class FollowedTasks {
   // Replies ---------------------------------------------------------------------------------------
 
   /**
-   * Pass the newer states of a reply to the watchers.
+   * Pass the newer states and places of a reply to the watchers.
    * @param {PollReply} reply
    * @returns {boolean} whether there were any. A reset doesn't count: two servers may disagree without end.
    */
@@ -125,15 +127,17 @@ export class FollowedTasks {
    * Ignore an older version, unless the server has reset its versions.
    * @param {Task} task
    * @param {{reset: boolean, isLast: boolean}} how
-   * @returns {boolean} whether its version is another one than that of before
+   * @returns {boolean} whether its version or its place is another one than that of before
    */
   applyTask(task, { reset, isLast }) {
     const followed = this.byId.get(task.taskId);
     const before = followed?.version ?? -1;
     if (!followed || (task.version < before && !reset)) return false;
-    const isUpdate = task.version !== before;
+    const place = placeOf(task);
+    const isUpdate = task.version !== before || place !== followed.place;
     if (isUpdate) {
       followed.version = task.version;
+      followed.place = place;
       followed.quietSince = this.now();
       followed.watcher.onUpdate(task, reset);
     }

@@ -30,7 +30,9 @@ const SETTLE_MS = 30;
 async function askBatch({ tasks, immediate, signal }, clientId) {
   const query = new URLSearchParams({ c: clientId, gather: String(GATHER_SECONDS) });
   if (immediate) query.set("wait", "0");
-  for (const { taskId, version } of tasks) query.append("task", `${taskId}:${version ?? 0}`);
+  for (const { taskId, version = 0, place } of tasks) {
+    query.append("task", place === undefined ? `${taskId}:${version}` : `${taskId}:${version}:${place}`);
+  }
   const reply = /** @type {Partial<BatchReply>|null} */ (
     await requestJson(`/api/generate/status/batch?${query}`, { signal })
   );

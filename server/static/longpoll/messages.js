@@ -4,7 +4,8 @@
 /** @import { State } from "./poll_loop.js" */
 /** @import { Task } from "./task.js" */
 /**
- * @typedef {{taskId: string, version: number, createdAt: string}} ShownTask a task that a tab shows, with its version
+ * @typedef {{taskId: string, version: number, createdAt: string, place?: number | undefined}} ShownTask a task that a tab shows, with its
+ * version, and its place in the queue if it has one
  * @typedef {{code: string, status: number, message: string}} Failure the content of a `PollError`
  *
  * Sent by every tab:
@@ -51,7 +52,8 @@ function isShownTask(value) {
     isObject(value) &&
     typeof value.taskId === "string" &&
     typeof value.version === "number" &&
-    typeof value.createdAt === "string"
+    typeof value.createdAt === "string" &&
+    ["number", "undefined"].includes(typeof value.place)
   );
 }
 

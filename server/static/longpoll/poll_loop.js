@@ -73,7 +73,7 @@ export class PollLoop {
 
   /**
    * Follow a task from the given version on; a held request is sent again with it.
-   * @param {{taskId: string, version?: number | undefined, createdAt?: string}} task
+   * @param {{taskId: string, version?: number | undefined, createdAt?: string, place?: number | undefined}} task
    * @param {Watcher} watcher
    */
   add(task, watcher) {

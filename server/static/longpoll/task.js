@@ -34,3 +34,11 @@ const TERMINAL = new Set(["completed", "failed", "canceled"]);
 export function isFinished(task) {
   return TERMINAL.has(task.status);
 }
+
+/**
+ * Return the place in the queue that a poll names as the last one seen: 0 if a waiting task has none, undefined if it doesn't wait.
+ * @param {{status?: TaskStatus, queuePosition?: number|null}} task
+ */
+export function placeOf({ status, queuePosition }) {
+  return status === "pending" ? (queuePosition ?? 0) : undefined;
+}

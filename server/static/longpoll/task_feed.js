@@ -12,7 +12,7 @@ import { listenToPage } from "./page.js";
 import { PollError } from "./poll_error.js";
 import { randomId } from "./random_id.js";
 import { Tabs } from "./tabs.js";
-import { isFinished } from "./task.js";
+import { isFinished, placeOf } from "./task.js";
 
 /** @import { PollSettings } from "./leader.js" */
 /** @import { Failure, ShownTask, TabMessage } from "./messages.js" */
@@ -54,11 +54,12 @@ export class TaskFeed {
 
   /**
    * Follow a task from its version on.
-   * @param {ShownTask} task
+   * @param {ShownTask & Parameters<typeof placeOf>[0]} task
    * @param {FeedWatcher} watcher
    */
-  watch({ taskId, createdAt, version }, watcher) {
-    this.watched.set(taskId, { taskId, createdAt, version, watcher });
+  watch(task, watcher) {
+    const { taskId, createdAt, version } = task;
+    this.watched.set(taskId, { taskId, createdAt, version, place: placeOf(task), watcher });
     this.tabs.join();
     this.scheduleSendTasks();
   }
@@ -83,7 +84,7 @@ export class TaskFeed {
 
   /** Tell the leader, which may be this tab, what this tab shows. */
   sendTasks() {
-    const tasks = [...this.watched.values()].map(({ taskId, createdAt, version }) => ({ taskId, createdAt, version }));
+    const tasks = [...this.watched.values()].map(({ watcher, ...task }) => task);
     if (this.leader) this.leader.setTasks(this.tabId, tasks);
     else this.tabs.send({ type: "tasks", tab: this.tabId, tasks });
     this.restartLeaderTimer();
@@ -159,8 +160,11 @@ export class TaskFeed {
    */
   applyUpdate(task, reset) {
     const watched = this.watched.get(task.taskId);
-    if (!watched || task.version === watched.version || (task.version < watched.version && !reset)) return;
+    const place = placeOf(task);
+    if (!watched || (task.version < watched.version && !reset)) return;
+    if (task.version === watched.version && place === watched.place) return;
     watched.version = task.version;
+    watched.place = place;
     if (!isFinished(task)) {
       watched.watcher.onUpdate(task);
       return;
