@@ -17,10 +17,12 @@ PATIENCE_SECONDS = 10
 HALF_A_REPLY = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
 
 
-def describe(version: int, *, task: str = "task-1", status: str = "processing", **poll: object) -> dict[str, object]:
+def describe(
+    version: int, *, task: str = "task-1", status: str = "processing", place: int | None = None, **poll: object
+) -> dict[str, object]:
     """Make a status reply as the contract has it."""
     told = {"reason": "change", "changed": True, "waitedMs": 0, "next": "again", "retryAfterMs": 0}
-    return {"data": {"taskId": task, "status": status, "version": version}, "poll": told | poll}
+    return {"data": {"taskId": task, "status": status, "version": version, "queuePosition": place}, "poll": told | poll}
 
 
 class Ask:
@@ -54,10 +56,16 @@ class Ask:
         return {task_id: int(version) for task_id, _, version in named}
 
     def tell_of(
-        self, versions: Mapping[str, int], *, status: str = "processing", gone: Sequence[str] = (), **poll: object
+        self,
+        versions: Mapping[str, int],
+        *,
+        status: str = "processing",
+        place: int | None = None,
+        gone: Sequence[str] = (),
+        **poll: object,
     ) -> None:
         """Answer a batch request with the states of these tasks, and the ids of those that are no more."""
-        items = [describe(version, task=task, status=status)["data"] for task, version in versions.items()]
+        items = [describe(version, task=task, status=status, place=place)["data"] for task, version in versions.items()]
         told = describe(0, **poll)["poll"]
         self._answer.set_result(web.json_response({"items": items, "unchanged": [], "notFound": gone, "poll": told}))
 

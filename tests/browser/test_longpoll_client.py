@@ -37,6 +37,29 @@ async def test_asks_at_once_and_then_holds_with_the_version_it_was_told(client: 
     assert await client.read("updates") == [4, 5]
 
 
+async def test_names_the_place_it_was_told_while_the_task_waits_and_passes_on_another_one(client: Client) -> None:
+    await client.start(clientId="page-7")
+    (await client.server.next_ask()).tell(4, status="pending", place=3)
+    second = await client.server.next_ask()
+    second.tell(4, status="pending", place=1, reason="place", changed=False)
+    third = await client.server.next_ask()
+    third.tell(5)
+    fourth = await client.server.next_ask()
+
+    assert (second.version, second.query["place"]) == ("4", "3")
+    assert (third.version, third.query["place"]) == ("4", "1")
+    assert "place" not in fourth.query
+    assert await client.read("updates") == [4, 4, 5]
+    assert await client.read("pauses") == []
+
+
+async def test_a_place_that_is_unknown_is_named_as_none(client: Client) -> None:
+    await client.start(clientId="page-7")
+    (await client.server.next_ask()).tell(4, status="pending")
+
+    assert (await client.server.next_ask()).query["place"] == "0"
+
+
 async def test_resolves_with_the_final_state(client: Client) -> None:
     held = await client.start_held(version=3)
     held.tell(4, status="completed", next="stop")

@@ -67,6 +67,24 @@ async def until_asked_for(server: ScriptedServer, tasks: dict[str, int]) -> Ask:
 # One page
 
 
+async def test_every_tab_is_told_of_a_new_place(client: Client, other: Client) -> None:
+    await watch(client, "a")
+    await until_asked_for(client.server, {"a": 1})
+    await watch(other, "a")
+    await client.page.evaluate("harness.feed.wake()")
+    instant = await client.server.next_ask()
+    while not instant.instant:
+        instant = await client.server.next_ask()
+    instant.tell_of({"a": 2}, status="pending", place=4)
+    held = await client.server.next_ask()
+    assert held.query.getall("task") == ["a:2:4"]
+    held.tell_of({"a": 2}, status="pending", place=1, reason="place", changed=False)
+    again = await client.server.next_ask()
+    assert again.query.getall("task") == ["a:2:1"]
+    for tab in (client, other):
+        await tab.page.wait_for_function("() => harness.told.filter((told) => told === 'a 2').length === 2")
+
+
 async def test_a_page_of_many_tasks_holds_one_request(client: Client) -> None:
     task_ids = [f"task-{number}" for number in range(20)]
     await watch(client, *task_ids)
