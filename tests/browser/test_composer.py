@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Page, Route, expect
 
 from server.storage.images import result_name
 from server.web import keys
-from tests.browser.visitor import url_of, visiting
+from tests.browser.visitor import go_to, url_of, visiting
 from tests.support.facts import until
 from tests.support.people import Person
 from tests.support.postgres import Sql
@@ -27,7 +27,7 @@ REFUSED = "Please choose a PNG, JPEG or WebP picture."
 async def tab(chromium: Browser, alice: Person) -> AsyncIterator[Page]:
     """The page, shown to Alice."""
     async with visiting(chromium, alice) as page:
-        await page.goto(url_of(alice))
+        await go_to(page, url_of(alice))
         yield page
 
 
@@ -81,7 +81,7 @@ async def test_a_picture_that_a_proxy_has_not_for_a_moment_is_shown(alice: Perso
         await (route.fulfill(status=answers.pop(), body="gone") if answers else route.continue_())
 
     await tab.route("**/image", answer)
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_role("img", name="a lake")).to_have_class("is-ready", timeout=15_000)
     assert answers == []
 
@@ -98,7 +98,7 @@ async def make_failed(alice: Person, sql: Sql) -> str:
 @pytest.mark.parametrize("path", ["/", "/tasks/{}"])
 async def test_trying_again_after_a_reload_asks_for_the_same(alice: Person, tab: Page, sql: Sql, path: str) -> None:
     task_id = await make_failed(alice, sql)
-    await tab.goto(url_of(alice, path.format(task_id)))
+    await go_to(tab, url_of(alice, path.format(task_id)))
     await tab.get_by_role("button", name="Try again").click()
     await until(lambda: len(orders(sql)) == 2)
     first, second = orders(sql)
@@ -110,7 +110,7 @@ async def test_trying_again_after_a_reload_asks_for_the_same(alice: Person, tab:
 
 async def test_trying_again_in_vain_says_why(alice: Person, tab: Page, sql: Sql) -> None:
     await make_failed(alice, sql)
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_role("button", name="Try again")).to_be_visible()
     sql("DELETE FROM public.image_generations")
     await tab.get_by_role("button", name="Try again").click()

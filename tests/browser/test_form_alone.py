@@ -8,7 +8,7 @@ import pytest
 from playwright.async_api import Browser, expect
 
 from server.web import keys
-from tests.browser.visitor import end_session, log_in_anew, url_of, visiting
+from tests.browser.visitor import end_session, go_to, log_in_anew, url_of, visiting
 from tests.support.people import Enter, Person, Start
 from tests.support.postgres import Sql
 from tests.web.test_tasks import picture
@@ -21,7 +21,7 @@ async def test_from_the_form_to_the_picture_with_a_reference_image(
 ) -> None:
     alice = await enter(await start(generation={"workers": 1, "step_seconds": 0.2}))
     async with visiting(chromium, alice, java_script_enabled=False) as page:
-        await page.goto(url_of(alice))
+        await go_to(page, url_of(alice))
         await expect(page.get_by_label("Seed")).to_be_hidden()
         await page.get_by_label("Prompt", exact=True).fill("a quiet lake\nat dawn")
         await page.get_by_text("Advanced", exact=True).first.click()
@@ -41,7 +41,7 @@ async def test_a_session_that_has_ended_loses_nothing_that_was_typed(
     alice: Person, sql: Sql, chromium: Browser
 ) -> None:
     async with visiting(chromium, alice, java_script_enabled=False) as page:
-        await page.goto(url_of(alice))
+        await go_to(page, url_of(alice))
         await page.get_by_label("Prompt", exact=True).fill("typed with care")
         await end_session(alice)
         await page.get_by_role("button", name="Create picture").click()

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Page, expect
 
-from tests.browser.visitor import end_session, log_in, log_in_anew, url_of, visiting
+from tests.browser.visitor import end_session, go_to, log_in, log_in_anew, url_of, visiting
 from tests.support.facts import until
 from tests.support.people import Person
 from tests.support.postgres import Sql
@@ -31,14 +31,14 @@ async def tab(chromium: Browser, alice: Person) -> AsyncIterator[Page]:
 
 async def open_tab(context: BrowserContext, person: Person, path: str = "/") -> Page:
     page = await context.new_page()
-    await page.goto(url_of(person, path))
+    await go_to(page, url_of(person, path))
     return page
 
 
 async def show_card(tab: Page, alice: Person, prompt: str = "alice's lake") -> str:
     """Have the tab show a picture that is being made, and wait for it."""
     task_id = await alice.create(prompt)
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_role("heading", name=prompt)).to_be_visible()
     await until(lambda: alice.held == 1)
     return task_id
@@ -75,7 +75,7 @@ async def test_what_is_sent_from_a_page_of_somebody_else_reaches_nobody(
 ) -> None:
     """Also if the tab has heard nothing; and what was typed is there again when its user is."""
     await tab.add_init_script(DEAF)
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await type_prompt(tab, "for alice only")
     await log_in(tab.context, bob)
     await send(tab)
@@ -83,7 +83,7 @@ async def test_what_is_sent_from_a_page_of_somebody_else_reaches_nobody(
     await expect(tab.get_by_role("textbox", name="Prompt")).to_have_value("")
     assert owners(sql) == []
     await log_in(tab.context, alice)
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_role("textbox", name="Prompt")).to_have_value("for alice only")
 
 
@@ -105,7 +105,7 @@ async def test_whoever_looks_at_a_tab_that_heard_nothing_sees_their_own(
     await tab.add_init_script(DEAF)
     await alice.create("alice's lake")
     sql("UPDATE public.image_generations SET status = 'canceled'")
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_text("alice's lake")).to_be_visible()
     await log_in(tab.context, bob)
     await tab.evaluate(event)
@@ -175,7 +175,7 @@ async def test_logging_out_everywhere_is_a_logout_too(alice: Person, tab: Page) 
 
 async def test_logging_in_in_one_tab_opens_the_others(alice: Person, tab: Page) -> None:
     await tab.context.clear_cookies()
-    await tab.goto(url_of(alice, "/tasks"))
+    await go_to(tab, url_of(alice, "/tasks"))
     await expect(tab.get_by_role("heading", name="Welcome back")).to_be_visible()
     await log_in(tab.context, alice)
     await open_tab(tab.context, alice)
@@ -207,7 +207,7 @@ async def test_a_session_that_ends_while_somebody_waits_loses_nothing(alice: Per
 
 
 async def test_a_session_that_has_ended_when_a_prompt_is_sent_loses_nothing(alice: Person, tab: Page, sql: Sql) -> None:
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await type_prompt(tab, "typed with care")
     await end_session(alice)
     await send(tab)
@@ -216,7 +216,7 @@ async def test_a_session_that_has_ended_when_a_prompt_is_sent_loses_nothing(alic
     await tab.reload()  # whoever doesn't heed the notice
     await expect(tab.get_by_text("Your session has ended. Log in to go on.")).to_be_visible()
     await log_in_anew(tab.context, alice)
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_role("textbox", name="Prompt")).to_have_value("typed with care")
     await send(tab)
     await until(lambda: owners(sql) == [("typed with care", alice.user.user_id)])
@@ -224,5 +224,5 @@ async def test_a_session_that_has_ended_when_a_prompt_is_sent_loses_nothing(alic
 
 async def test_whoever_never_logged_in_is_told_of_no_session(alice: Person, tab: Page) -> None:
     await tab.context.clear_cookies()
-    await tab.goto(url_of(alice))
+    await go_to(tab, url_of(alice))
     await expect(tab.get_by_text("Log in to see your pictures.")).to_be_visible()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from playwright.async_api import Browser, BrowserContext, Page
+from playwright.async_api import Browser, BrowserContext, Error, Frame, Page
 
 from server.storage.users import User
 from server.web import keys
@@ -16,6 +17,31 @@ from tests.support.raw_http import secret_of
 
 def url_of(person: Person, path: str = "/") -> str:
     return str(person.http.make_url(path))
+
+
+async def go_to(page: Page, url: str) -> None:
+    """Open an address also while the page that is shown goes somewhere by itself: of two navigations the browser drops one.
+
+    Raises:
+        Error: of playwright, for each other reason; or the page has ended up at another address.
+    """
+    arrived = asyncio.Event()
+
+    def on_navigated(frame: Frame) -> None:
+        if frame == page.main_frame:
+            arrived.set()
+
+    page.on("framenavigated", on_navigated)
+    try:
+        await page.goto(url)
+    except Error as error:
+        if "net::ERR_ABORTED" not in error.message and "interrupted by another navigation" not in error.message:
+            raise
+        async with asyncio.timeout(10):
+            await arrived.wait()
+        await page.wait_for_url(url)
+    finally:
+        page.remove_listener("framenavigated", on_navigated)
 
 
 async def log_in(context: BrowserContext, person: Person, secret: str | None = None) -> None:

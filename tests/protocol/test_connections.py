@@ -108,6 +108,7 @@ async def test_two_thousand_polls_are_woken_by_one_update(start: Start, enter: E
     """One process, real sockets, several tasks, one statement: nobody is forgotten, and it costs one read."""
     polling = {"max_held_per_user": CROWD, "max_held": CROWD, "sweep_seconds": 300.0}
     alice = await enter(await start(database={"heartbeat_seconds": 60.0}, polling=polling))
+    alice.stop_reading_places()
     task_ids = [await alice.create() for _ in range(4)]
     async with contextlib.AsyncExitStack() as stack:
         crowd = []

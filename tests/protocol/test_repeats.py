@@ -22,6 +22,7 @@ config = parked.config
 
 async def test_the_same_poll_with_a_newer_version_is_held_without_aiohttp(start: Start, enter: Enter, sql: Sql) -> None:
     alice = await enter(await start(database={"heartbeat_seconds": 60.0}))  # none is missed on a machine that is busy
+    alice.stop_reading_places()
     task_id = await alice.create()
     async with connect_to(alice) as connection:
         await follow(alice, connection, task_id, 1, c="page", wait=25)

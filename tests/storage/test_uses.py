@@ -76,6 +76,7 @@ async def test_polling_alone_keeps_a_session_alive(alice: Person, sql: Sql) -> N
 
 async def test_a_use_is_written_down_once_a_day(start: Start, enter: Enter) -> None:
     alice = await enter(await start(database={"heartbeat_seconds": 60.0}, polling={"sweep_seconds": 300.0}))
+    alice.stop_reading_places()
     task_id = await alice.create()
     await alice.status(task_id, wait=0)
     login = known(alice)

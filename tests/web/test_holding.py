@@ -165,6 +165,7 @@ async def test_a_draining_process_keeps_no_idle_connection_whatever_was_asked(al
 async def test_polling_a_watched_task_again_costs_no_statement(start: Start, enter: Enter, sql: Sql) -> None:
     """Nor does the session check; and a poll that is held and woken costs exactly one."""
     alice = await enter(await start(database=NO_HEARTBEAT, polling={"sweep_seconds": 300.0}))
+    alice.stop_reading_places()
     database = alice.app[keys.DATABASE]
     task_id = await alice.create()
     await alice.status(task_id, wait=0)

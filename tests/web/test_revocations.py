@@ -263,6 +263,7 @@ async def test_a_database_that_cannot_be_asked_ends_nobodys_poll(
 
 async def test_while_revocations_are_heard_nothing_is_looked_up(start: Start, enter: Enter) -> None:
     alice = await enter(await start(database={"heartbeat_seconds": 60.0}, polling=HOLDS))
+    alice.stop_reading_places()
     (poll,) = await held(alice, ask(alice, "parked", await alice.create()))
     await until(lambda: not alice.app[keys.DATABASE].busy)
     before = alice.app[keys.DATABASE].statements

@@ -22,7 +22,9 @@ UNKNOWN = "no-such-task-22-letters"
 async def quiet(start: Start, enter: Enter) -> tuple[Person, Person]:
     """Alice and Bob at a server that asks its database nothing by itself."""
     client = await start(database={"heartbeat_seconds": 60.0}, polling={"sweep_seconds": 300.0})
-    return await enter(client, "alice"), await enter(client, "bob")
+    alice, bob = await enter(client, "alice"), await enter(client, "bob")
+    alice.stop_reading_places()
+    return alice, bob
 
 
 @contextmanager
