@@ -14,6 +14,7 @@ from aiohttp.typedefs import Middleware
 
 from server.config import Config
 from server.errors import ConfigurationError
+from server.generation.desk import ClaimDesk
 from server.generation.turn import Turn
 from server.generation.workers import Workers
 from server.protocol.parking import Parking
@@ -157,6 +158,7 @@ class Site(Process):
         )
         self.revocations = Revocations(self.sessions, self.waiters, unproven_seconds=UNPROVEN_SECONDS)
         self.board = self._make_board()
+        self.claim_desk = ClaimDesk(config.generation, self.database, self.waiters, self.metrics)
         self.places = self._make_places()
         self.listener = self._listen()
         self.rate_limits, self.guesses = _limits(config)
@@ -189,12 +191,18 @@ class Site(Process):
         def restored() -> None:
             self.board.on_listener_restored()
             self.revocations.on_listener_restored()
+            self.claim_desk.wake()
 
         def lost() -> None:
             self.board.on_listener_lost()
             self.revocations.on_listener_lost()
 
+        def wake(payload: str) -> None:
+            self.workers.wake(payload)
+            self.claim_desk.wake(payload)
+
         channels = {
+            "generation_created": wake,
             "generation_changed": self.board.on_notification,
             "session_revoked": self.sessions.forget,
             "session_changed": self.revocations.changed,
@@ -221,6 +229,7 @@ class Site(Process):
             keys.BACKLOG: BacklogCount(database),
             keys.BATCH_POLLING: BatchPolling(self.board, self.waiters, self.places, jitter_seconds=jitter),
             keys.BOARD: self.board,
+            keys.CLAIM_DESK: self.claim_desk,
             keys.CONFIG: config,
             keys.COOKIE_SESSIONS: self.cookies,
             keys.DATABASE: database,
@@ -248,6 +257,7 @@ class Site(Process):
         """Run, as a clean-up context of aiohttp's."""
         services = {
             "board": self.board.run,
+            "claim desk": self.claim_desk.run,
             "places": self.places.run,
             "revocations": self.revocations.run,
             "uses": self.uses.run,

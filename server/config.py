@@ -122,6 +122,7 @@ class GenerationSettings:
     silent_seconds: float = _number(300.0, 0.1, 86_400.0)
     memory_mb: int = _number(2048, 0, 1_000_000_000)
     lease_seconds: float = _number(15.0, 0.2, 3600.0)
+    delivery_seconds: float = _number(5.0, 0.2, 60.0)
     max_attempts: int = _number(3, 1, 100)
     retry_seconds: float = _number(2.0, 0.0, 3600.0)
     max_waiting_per_user: int = _number(500, 0, 10_000)

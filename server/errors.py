@@ -210,6 +210,12 @@ class WorkerTokenRequired(Problem):
     status, code, title = 403, "worker_token_required", "A worker's token is required"
 
 
+class TagRefused(Problem):
+    """A worker asked for tasks of a kind that its token isn't for."""
+
+    status, code, title = 403, "tag_refused", "This token is not for these tasks"
+
+
 class PriorityRefused(Problem):
     """The task was to have a priority that its user may not use."""
 

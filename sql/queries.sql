@@ -116,7 +116,8 @@ SELECT coalesce((SELECT string_agg(task_id, ',') FROM waiting), '') AS task_ids,
                  WHERE status = 'processing' AND lease_expires_at > now() LIMIT 1000) AS running) AS workers;
 
 -- name: claim_task
--- The task whose turn it is. SKIP LOCKED lets any number of workers ask at once without queueing behind each other.
+-- The tasks whose turn it is, of this type if one is named: one for each owner. SKIP LOCKED lets any number of workers ask at once
+-- without queueing behind each other. What is claimed undelivered counts as given back until its worker is heard of.
 -- Of users who have as many running as may be (0: any number), none is taken; two claims at the same moment may take one more.
 WITH busy AS MATERIALIZED (
   SELECT user_id FROM public.image_generations
@@ -124,19 +125,50 @@ WITH busy AS MATERIALIZED (
    GROUP BY user_id HAVING count(*) >= %(most_running)s
 ), next AS (
   SELECT id FROM public.image_generations
-   WHERE status = 'pending' AND run_after <= now()
+   WHERE status = 'pending' AND run_after <= now() AND (%(type)s::text IS NULL OR type = %(type)s)
      AND (%(most_running)s = 0 OR user_id NOT IN (SELECT user_id FROM busy))
    ORDER BY turn, created_at, id
-   LIMIT 1
+   LIMIT cardinality(%(owners)s::text[])
      FOR UPDATE SKIP LOCKED
+), numbered AS (
+  SELECT id, row_number() OVER () AS number FROM next
 )
 UPDATE public.image_generations AS t
    SET status = 'processing', attempt = t.attempt + 1, progress = 0, stage = 'starting', message = 'A worker has begun.',
-       started_at = clock_timestamp(), lease_owner = %(owner)s,
-       lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
-  FROM next
- WHERE t.id = next.id
-RETURNING t.task_id, t.prompt, t.type, t.seed, t.size, t.has_reference, t.attempt, t.attempt - t.given_back AS tries;
+       started_at = clock_timestamp(), lease_owner = (%(owners)s::text[])[numbered.number],
+       lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
+       undelivered = %(undelivered)s, given_back = t.given_back + %(undelivered)s::integer
+  FROM numbered
+ WHERE t.id = numbered.id
+RETURNING t.lease_owner AS owner, t.task_id, t.prompt, t.type, t.seed, t.size, t.has_reference, t.attempt,
+          t.attempt - t.given_back + t.undelivered::integer AS tries;
+
+-- name: count_held
+-- How many tasks are held with each worker's token, in all processes.
+SELECT split_part(lease_owner, ':', 2) AS token_id, count(*) AS held
+  FROM public.image_generations
+ WHERE status = 'processing' AND starts_with(lease_owner, 'token:')
+ GROUP BY 1;
+
+-- name: count_passed_over
+-- What waits at the front of the queue, by type: how many may be claimed, and of these how many belong to users who have as many
+-- running as may be. What is put off has no type.
+WITH busy AS MATERIALIZED (
+  SELECT user_id FROM public.image_generations
+   WHERE %(most_running)s > 0 AND status = 'processing'
+   GROUP BY user_id HAVING count(*) >= %(most_running)s
+), due AS (
+  SELECT type, user_id FROM public.image_generations
+   WHERE status = 'pending' AND run_after <= now()
+   ORDER BY turn, created_at, id
+   LIMIT %(most)s
+)
+SELECT type, count(*) AS waiting, count(*) FILTER (WHERE user_id IN (SELECT user_id FROM busy)) AS limited
+  FROM due GROUP BY type
+UNION ALL
+SELECT NULL, count(*), 0
+  FROM (SELECT FROM public.image_generations
+         WHERE status = 'pending' AND run_after > created_at AND run_after > now() LIMIT %(most)s) AS later;
 
 -- name: rescue_tasks
 -- Takes back the tasks of workers that have been silent for longer than their lease: into the queue again,
@@ -163,7 +195,8 @@ RETURNING t.task_id, t.status::text;
 -- name: renew_lease
 -- Not a visible change: nobody is woken. No row: the lease is lost.
 UPDATE public.image_generations
-   SET lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
+   SET lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
+       undelivered = false, given_back = given_back - undelivered::integer
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
 RETURNING cancel_requested;
 
@@ -172,7 +205,8 @@ RETURNING cancel_requested;
 SELECT set_config('synchronous_commit', 'off', true);
 UPDATE public.image_generations
    SET progress = %(progress)s, stage = %(stage)s, message = %(message)s,
-       lease_expires_at = now() + make_interval(secs => %(lease_seconds)s)
+       lease_expires_at = now() + make_interval(secs => %(lease_seconds)s),
+       undelivered = false, given_back = given_back - undelivered::integer
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
 RETURNING cancel_requested;
 
@@ -209,7 +243,7 @@ RETURNING false AS cancel_requested;
 -- Back into the queue, not before a while; a cancel that arrived meanwhile ends it instead.
 UPDATE public.image_generations
    SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'pending' END::public.generation_status,
-       stage = 'waiting', message = %(message)s, progress = NULL,
+       stage = 'waiting', message = %(message)s, progress = NULL, undelivered = false, given_back = given_back - undelivered::integer,
        run_after = now() + make_interval(secs => %(delay_seconds)s), lease_owner = NULL, lease_expires_at = NULL
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
 RETURNING false AS cancel_requested;
@@ -220,7 +254,8 @@ RETURNING false AS cancel_requested;
 -- might wait for ever.
 UPDATE public.image_generations
    SET status = CASE WHEN cancel_requested THEN 'canceled' ELSE 'pending' END::public.generation_status,
-       stage = 'waiting', message = %(message)s, progress = NULL, given_back = given_back + 1,
+       stage = 'waiting', message = %(message)s, progress = NULL,
+       undelivered = false, given_back = given_back + (NOT undelivered)::integer,
        run_after = now() + make_interval(secs => %(delay_seconds)s), lease_owner = NULL, lease_expires_at = NULL
  WHERE task_id = %(task_id)s AND attempt = %(attempt)s AND lease_owner = %(owner)s AND status = 'processing'
 RETURNING false AS cancel_requested;

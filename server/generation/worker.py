@@ -26,20 +26,16 @@ from server.errors import (
 )
 from server.generation.generator import SIZES, GenerationRequest, Generator, Picture, Step, hold_to_contract
 from server.generation.picture import check_picture
+from server.generation.queue_pause import LONGEST_SECONDS, QueuePause
 from server.storage.image_store import ImageStore
 from server.storage.images import reference_name, result_name
 from server.storage.tasks import Claim, WorkQueue
 from server.telemetry import logs
 from server.telemetry.metrics import Metrics
 
-# A lost notification of a new task is made up for after so long.
-_LONGEST_SLEEP_SECONDS: Final = 5.0
 # Progress is written at most this often for each task; each write is a commit with a notification.
 _REPORT_SECONDS: Final = 1.0
 _UNREACHABLE_PAUSE_SECONDS: Final = 1.0
-# What is due and can't be had is locked by somebody, or another worker is just taking it: looked for less and less often.
-_FIRST_OVERDUE_SECONDS: Final = 0.05
-_LONGEST_OVERDUE_SECONDS: Final = 1.0
 _LONGEST_POSTPONEMENT_SECONDS: Final = 60.0
 
 
@@ -69,7 +65,7 @@ class Worker:
         self._metrics = metrics
         self._result_url = result_url
         self._awake = asyncio.Event()
-        self._overdue_seconds = _FIRST_OVERDUE_SECONDS
+        self._pause = QueuePause()
         self._postponed = 0  # in a row
 
     def wake(self) -> None:
@@ -90,14 +86,10 @@ class Worker:
             logs.log.info(logs.WORKER_STOPPED)
 
     async def _rest_if_idle(self, *, worked: bool) -> None:
-        due = None if worked else await self._queue.next_due()
-        if due is None or due > 0:
-            self._overdue_seconds = _FIRST_OVERDUE_SECONDS
         if worked:
+            self._pause.reset()
             return
-        pause = _LONGEST_SLEEP_SECONDS if due is None else min(max(due, self._overdue_seconds), _LONGEST_SLEEP_SECONDS)
-        if due is not None and due <= 0:
-            self._overdue_seconds = min(2 * self._overdue_seconds, _LONGEST_OVERDUE_SECONDS)
+        pause = self._pause.until(await self._queue.next_due())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await self._awake.wait()
@@ -131,7 +123,7 @@ class Worker:
     async def _is_generator_ready(self) -> bool:
         """Wait for it, for a while: a task that was claimed meanwhile would lose time, or an attempt."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LONGEST_SLEEP_SECONDS):
+            async with asyncio.timeout(LONGEST_SECONDS):
                 await self._generator.ready()
                 return True
         return False

@@ -72,3 +72,15 @@ class Departures:
         elif interim:
             self._asked.add(transport)
             transport.write(interim)
+
+
+def is_open(transport: asyncio.Transport | None) -> bool:
+    """Whether somebody still listens at the other end, as far as the kernel knows; one who sends no more may have left."""
+    if transport is None or transport.is_closing():
+        return False
+    opened = transport.get_extra_info("socket")
+    if opened is None or opened.fileno() < 0:
+        return False
+    poller = select.poll()
+    poller.register(opened.fileno(), _HAS_SENT_ALL)
+    return not poller.poll(0)

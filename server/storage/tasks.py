@@ -216,6 +216,27 @@ class _Due:
     seconds: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    token_id: str
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """What waits and wasn't claimed, up to a bound.
+
+    Attributes:
+        type: of these tasks; None: those that are put off.
+        waiting: how many.
+        limited: how many of them belong to users who have as many running as may be.
+    """
+
+    type: str | None
+    waiting: int
+    limited: int
+
+
 class UserTasks:
     """Tasks as their owner may reach them: each statement runs with that user's identity, under the row policies."""
 
@@ -347,14 +368,60 @@ class WorkQueue:
         self._lease_seconds = lease_seconds
         self._max_attempts = max_attempts
 
+    def held_by(self, owner: str) -> WorkQueue:
+        """Return the queue as another worker has it."""
+        return WorkQueue(
+            self._database,
+            owner,
+            lease_seconds=self._lease_seconds,
+            max_attempts=self._max_attempts,
+            most_running=self._most_running,
+        )
+
     async def claim(self) -> Claim | None:
         """Take the waiting task whose turn it is, if there is one."""
-        return await self._database.fetch_one(
+        claimed = await self._claim([self._owner], kind=None, lease_seconds=self._lease_seconds, undelivered=False)
+        return claimed[0][1] if claimed else None
+
+    async def claim_to_deliver(
+        self, owners: Sequence[str], *, kind: str | None, lease_seconds: float
+    ) -> list[tuple[str, Claim]]:
+        """Take waiting tasks, of this type if it isn't None, for those who are still to be told; each with its owner.
+
+        There may be fewer than owners. Until a write with the lease says that it was received, it counts as given back.
+        """
+        if not self._most_running:
+            return await self._claim(owners, kind=kind, lease_seconds=lease_seconds, undelivered=True)
+        claimed: list[tuple[str, Claim]] = []
+        for owner in owners:  # one statement doesn't see what it has begun itself
+            one = await self._claim([owner], kind=kind, lease_seconds=lease_seconds, undelivered=True)
+            if not one:
+                break
+            claimed += one
+        return claimed
+
+    async def _claim(
+        self, owners: Sequence[str], *, kind: str | None, lease_seconds: float, undelivered: bool
+    ) -> list[tuple[str, Claim]]:
+        return await self._database.fetch(
             "claim_task",
-            Claim,
-            owner=self._owner,
-            lease_seconds=self._lease_seconds,
+            _with_owner,
+            owners=list(owners),
+            type=kind,
+            lease_seconds=lease_seconds,
+            undelivered=undelivered,
             most_running=self._most_running,
+        )
+
+    async def count_held(self) -> dict[str, int]:
+        """Return how many tasks are held with each worker's token, in all processes."""
+        rows = await self._database.fetch("count_held", _Held, retry=True)
+        return {row.token_id: row.held for row in rows}
+
+    async def count_passed_over(self, most: int) -> list[PassedOver]:
+        """Return what waits, counted no farther than to this bound."""
+        return await self._database.fetch(
+            "count_passed_over", PassedOver, retry=True, most=most, most_running=self._most_running
         )
 
     async def rescue(self) -> dict[str, str]:
@@ -409,6 +476,10 @@ class WorkQueue:
         if lease is None:
             raise LeaseLost
         return lease.cancel_requested
+
+
+def _with_owner(*, owner: str, **columns: Any) -> tuple[str, Claim]:
+    return owner, Claim(**columns)
 
 
 def _moment(value: dt.datetime | None) -> str | None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from enum import StrEnum
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self
 
 from server.waiting.timer_wheel import GRAIN_SECONDS, TimerWheel
 
@@ -54,6 +54,9 @@ class Hold(abc.ABC):
     """One held poll: its owner, and the reason if it was finished. `slot`: its deadline's slot on the timer wheel."""
 
     __slots__ = ("arrival", "client", "credential", "reason", "slot", "user")
+
+    urgent: ClassVar[bool] = False
+    """Whether a drain finishes it at once, instead of at a random moment that spreads the clients out."""
 
     def __init__(
         self, user: str, client: tuple[str, str, str] | None, arrival: int, credential: Credential | None
@@ -124,6 +127,13 @@ class TaskHold(Hold):
             return False
         # Our cancellation is taken back; one that came from elsewhere (the client left) is raised on.
         return task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError)
+
+
+class UrgentHold(TaskHold):
+    """One that a drain finishes at once, such as a worker's: it is to go to another process before there is a task for it."""
+
+    __slots__ = ()
+    urgent: ClassVar[bool] = True
 
 
 class Waiters:
@@ -252,11 +262,11 @@ class Waiters:
         self.finish_those_of(keys, Reason.REVOKED)
 
     def drain(self, seconds: float) -> None:
-        """Finish every hold at a random moment within that many seconds; new polls are answered at once."""
+        """Finish every hold at a random moment within that many seconds, or at once; new ones aren't begun."""
         self.draining = True
         loop = asyncio.get_running_loop()
         for hold in self:
-            loop.call_later(self._chance() * seconds, hold.finish, Reason.DRAIN)
+            loop.call_later(0 if hold.urgent else self._chance() * seconds, hold.finish, Reason.DRAIN)
 
     def _make_room(self, of_user: dict[Hold, None]) -> None:
         going_on = [hold for hold in of_user if hold.reason is None]  # the others are about to be unregistered

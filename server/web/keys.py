@@ -7,6 +7,7 @@ from typing import Final
 from aiohttp import web
 
 from server.config import Config
+from server.generation.desk import ClaimDesk
 from server.protocol.parking import Parking
 from server.runtime.background import Background
 from server.storage.backlog import BacklogCount
@@ -45,6 +46,7 @@ POLLING: Final = web.AppKey("polling", Polling[Task])
 BATCH_POLLING: Final = web.AppKey("batch polling", BatchPolling[Task])
 PLACES: Final = web.AppKey("places", Places)
 BACKLOG: Final = web.AppKey("backlog", BacklogCount)
+CLAIM_DESK: Final = web.AppKey("claim desk", ClaimDesk)
 TASKS: Final = web.AppKey("tasks", UserTasks)
 IMAGES: Final = web.AppKey("images", FileImages)
 USERS: Final = web.AppKey("users", Users)

@@ -27,6 +27,7 @@ ROUTES = [
     web.delete("/api/generate/tasks/{task_id}", tasks.delete),
     web.get("/api/generate/tasks/{task_id}/image", tasks.image),
     web.get("/api/work/token", work.token),
+    web.post("/api/work/claim", work.claim),
     web.post("/api/auth/register", login.register),
     web.post("/api/auth/login", login.log_in),
     web.post("/api/auth/logout", login.log_out),

@@ -196,7 +196,7 @@ async def test_nothing_is_claimed_before_the_generator_can_begin(
     hire: Hire, order: Callable[[], str], sql: Sql, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And whose lease has run out is put back meanwhile."""
-    monkeypatch.setattr("server.generation.worker._LONGEST_SLEEP_SECONDS", 0.01)
+    monkeypatch.setattr("server.generation.queue_pause.LONGEST_SECONDS", 0.01)
     generator, task_id = Rehearsal(), order()
     generator.can_begin.clear()
     sql(

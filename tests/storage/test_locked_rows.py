@@ -12,7 +12,8 @@ import pytest
 
 from server.config import Config, GenerationSettings
 from server.generation.procedural import ProceduralGenerator
-from server.generation.worker import _FIRST_OVERDUE_SECONDS, _LONGEST_OVERDUE_SECONDS, Worker
+from server.generation.queue_pause import _FIRST_OVERDUE_SECONDS, _LONGEST_OVERDUE_SECONDS
+from server.generation.worker import Worker
 from server.storage.database import Database
 from server.storage.images import FileImages
 from server.storage.retention import Retention
@@ -171,6 +172,6 @@ async def test_a_worker_asks_less_and_less_for_what_it_can_not_have(dsn: str, sq
     """What is due and held is looked for once a second, not twenty times."""
     add_task(sql, add_user(sql), "t", size="512x512")
     with locked_task(dsn, "t"):
-        await until(lambda: worker._overdue_seconds == _LONGEST_OVERDUE_SECONDS)
+        await until(lambda: worker._pause._overdue_seconds == _LONGEST_OVERDUE_SECONDS)
     await until(lambda: read_task(sql, "t", "status::text") == ("completed",))
-    await until(lambda: worker._overdue_seconds == _FIRST_OVERDUE_SECONDS)
+    await until(lambda: worker._pause._overdue_seconds == _FIRST_OVERDUE_SECONDS)

@@ -23,6 +23,7 @@ shared_dsn, dsn = rows.shared_dsn, rows.dsn
 own_dsn = rows.own_dsn
 
 MAX_ATTEMPTS = 3
+CLAIM = {"owners": ["one"], "type": None, "lease_seconds": 60, "undelivered": False, "most_running": 0}
 WRITES: dict[str, Callable[[WorkQueue, Claim], Awaitable[object]]] = {
     "renew": lambda queue, claim: queue.renew(claim),
     "report": lambda queue, claim: queue.report(claim, 0.5, "painting", "Half of it is there."),
@@ -396,7 +397,7 @@ async def test_a_cancel_behind_a_claim_asks_its_worker_to_stop(
     dsn: str, database: Database, queue: WorkQueue, sql: Sql, alice: str
 ) -> None:
     add_task(sql, alice, "t")
-    with unfinished(dsn, database, "claim_task", None, owner="one", lease_seconds=60, most_running=0) as claiming:
+    with unfinished(dsn, database, "claim_task", None, **CLAIM) as claiming:
         cancel = asyncio.create_task(UserTasks(database).cancel(alice, "t"))
         await until(blocked(sql))
         claiming.commit()

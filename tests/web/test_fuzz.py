@@ -12,6 +12,8 @@ from urllib.parse import quote
 import pytest
 
 from server.config import Config
+from server.storage.grants import TAGS
+from server.storage.worker_tokens import WorkerTokens
 from server.web import keys
 from server.web.openapi.document import describe
 from tests.support.people import Enter, Person, Start
@@ -80,9 +82,10 @@ async def alice(start: Start, enter: Enter) -> AsyncIterator[Person]:
 class Sender:
     """Sends requests over connections that last, and expects a reply below 500 to each."""
 
-    def __init__(self, person: Person, secret: str) -> None:
+    def __init__(self, person: Person, secret: str, worker_token: str) -> None:
         self._person = person
         self._secret = secret
+        self._worker_token = worker_token
         self._stack = contextlib.AsyncExitStack()
         self._connection: Connection | None = None
         self.faults: list[str] = []
@@ -91,6 +94,8 @@ class Sender:
         self, method: str, target: bytes, headers: dict[str, bytes] | None = None, body: bytes = b""
     ) -> None:
         lines = {"Host": b"127.0.0.1", "Cookie": b"longpoll=" + self._secret.encode(), **(headers or {})}
+        if target.startswith(b"/api/work/"):
+            lines.setdefault("Authorization", b"Bearer " + self._worker_token.encode())
         if method not in {"GET", "HEAD"} or body:
             lines.setdefault("Content-Length", str(len(body)).encode())
         head = b"".join(b"%b: %b\r\n" % (name.encode(), value) for name, value in lines.items())
@@ -117,7 +122,8 @@ class Sender:
 
 @contextlib.asynccontextmanager
 async def sender(person: Person) -> AsyncIterator[Sender]:
-    made = Sender(person, secret_of(person))
+    token, _ = await WorkerTokens(person.app[keys.DATABASE]).create("fuzz", TAGS, 1000, None)
+    made = Sender(person, secret_of(person), token)
     try:
         yield made
     finally:

@@ -216,6 +216,7 @@ async def _work(alice: Person, sql: Sql) -> None:
     """As a worker."""
     token = add_worker_token(sql)
     await _ask(alice, "GET", "/api/work/token", 200, headers=token.header)
+    await _ask(alice, "POST", "/api/work/claim", 200, headers=token.header, json={"wait": 0})
 
 
 async def _use_account(alice: Person) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from server.errors import Problem
+from server.generation.desk import MOST_PER_CLAIM
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.protocol.replies import LONGEST_RETRY_AFTER_MS
 from server.storage.grants import TAGS
@@ -18,6 +19,7 @@ from server.web.handlers.account_page import ACTIONS
 from server.web.handlers.login import MAX_EMAIL
 from server.web.handlers.orders import DEFAULT_PRIORITY, MAX_PROMPT, MAX_SEED
 from server.web.handlers.tokens import DEFAULT_DAYS, LONGEST_DAYS, MAX_TOKEN_NAME
+from server.web.handlers.work import CLAIM_REASONS
 from server.web.openapi.parts import Json, schema
 
 _TEXT: Final[Json] = {"type": "string"}
@@ -70,6 +72,9 @@ def schemas() -> Json:
         "NewToken": _object({"token": _said(_TEXT, "The secret: shown this once."), **_token()}),
         "TokenPage": _object({"items": _list(schema("Token")), "nextCursor": _or_null(_TEXT)}),
         "WorkerToken": _object(_worker_token()),
+        "WorkClaim": _work_claim(),
+        "WorkClaimed": _object(_work_claimed()),
+        "WorkTask": _object(_work_task()),
         "Problem": _problem(),
         "Health": _object({"status": {"enum": ["ok", "failing"]}, "dead": _list(_TEXT)}),
         "Checks": _object({"listener": _FLAG, "background": _FLAG, "pictures": _FLAG, "accepting": _FLAG}),
@@ -285,6 +290,63 @@ def _worker_token() -> Json:
         "tags": _said(_list({"enum": list(TAGS)}), "What kinds of tasks may be claimed."),
         "concurrency": {"type": "integer", "minimum": 1, "description": "How many tasks may be held at a time."},
         "expiresAt": _said(_or_null(_MOMENT), "null: it has no end."),
+    }
+
+
+def _work_claim() -> Json:
+    properties: Json = {
+        "worker": {
+            "type": "string", "pattern": "^[A-Za-z0-9._:@-]{1,64}$", "default": "worker",
+            "description": "What this worker calls itself, unique among those with its token: when it asks again, its older"
+            " claim is answered.",
+        },
+        "tags": {
+            "type": ["array", "null"], "items": {"enum": list(TAGS)}, "minItems": 1,
+            "description": "What it can make. By default all that its token is for.",
+        },
+        "max": {"type": "integer", "minimum": 1, "maximum": MOST_PER_CLAIM, "default": 1, "description": "How many tasks."},
+        "wait": {
+            "type": ["number", "null"], "minimum": 0,
+            "description": "For how many seconds it may be held; by default, and at most, as long as a poll.",
+        },
+    }  # fmt: skip
+    return _object(properties, optional=properties)
+
+
+def _work_claimed() -> Json:
+    reasons = (
+        "`claimed`: there are tasks; `timeout`: nothing came that fits; `concurrency`: as many tasks as may be are held with this"
+        " token; `drain`: this process stops; `degraded`: too many claims are held; `superseded`: the same worker has asked again."
+    )
+    skipped = _object({"otherTags": _COUNT, "userLimit": _COUNT, "later": _COUNT})
+    return {
+        "tasks": _list(schema("WorkTask")),
+        "reason": {"enum": list(CLAIM_REASONS), "description": reasons},
+        "skipped": {
+            "anyOf": [skipped, {"type": "null"}],
+            "description": "What waits and wasn't given, no farther than it was counted: tasks that take other tags, tasks of users"
+            " who have as many running as may be, tasks that are put off. null unless the hold ended without a task.",
+        },
+        "waitedMs": _said(_COUNT, "How long the request was held."),
+        "retryAfterMs": {
+            "type": "integer", "minimum": 0, "maximum": LONGEST_RETRY_AFTER_MS,
+            "description": "How long to wait before asking again.",
+        },
+    }  # fmt: skip
+
+
+def _work_task() -> Json:
+    pixels: Json = {"type": "integer", "minimum": 1}
+    return {
+        "taskId": schema("TaskId"),
+        "type": {"enum": ["basic", "advanced"]},
+        "prompt": _said(_TEXT, "What the picture shall show."),
+        "seed": _COUNT,
+        "width": pixels,
+        "height": pixels,
+        "attempt": _said(_COUNT, "How often the work has been begun, this time included."),
+        "lease": _said(_TEXT, "Opaque: to be named in each request about this task."),
+        "leaseSeconds": _said(_SECONDS, "After so long without a word from the worker the task is somebody else's."),
     }
 
 
