@@ -1,4 +1,4 @@
-"""The command line: `python -m server [serve|worker|migrate|doctor|certificate|loadtest]`.
+"""The command line: `python -m server [serve|worker|token|migrate|doctor|certificate|loadtest]`.
 
 Each command imports its own modules and no other's: those of a server take half a second.
 """
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from server import __version__
+from server.commands import token_options
 from server.commands.loadtest import options as loadtest
 from server.errors import ServerError
 
@@ -61,6 +62,10 @@ def _import_main(options: argparse.Namespace) -> Callable[..., Coroutine[Any, An
         from server.commands.doctor import examination
 
         return partial(examination.run, url=options.url)
+    if options.command == "token":
+        from server.commands import worker_tokens
+
+        return partial(worker_tokens.run, options=options)
     if options.command == "migrate":
         from server.commands.migrate import migrate
 
@@ -91,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--processes", type=_count, default=1, help="how many serve on one port; the first has the workers"
     )
     commands.add_parser("worker", help="run workers only; as many processes of them as you like")
+    token_options.add_arguments(commands.add_parser("token", help="make, list and revoke tokens of workers elsewhere"))
     commands.add_parser("migrate", help="bring the schema up to date, and stop")
     look = commands.add_parser("doctor", help="check a deployment: Postgres, limits, and what stands in front")
     look.add_argument("--url", default="", help="the site as browsers see it, such as https://pictures.example.org")

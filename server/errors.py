@@ -198,6 +198,18 @@ class SessionRequired(Problem):
     status, code, title = 403, "session_required", "A login is required, not a token"
 
 
+class WorkerTokenRefused(Problem):
+    """A worker's token came where users are served."""
+
+    status, code, title = 403, "worker_token_refused", "A worker's token may not do this"
+
+
+class WorkerTokenRequired(Problem):
+    """A user came where workers are served."""
+
+    status, code, title = 403, "worker_token_required", "A worker's token is required"
+
+
 class PriorityRefused(Problem):
     """The task was to have a priority that its user may not use."""
 

@@ -296,17 +296,24 @@ VALUES (%(secret_hash)s, %(user_id)s, %(expires_at)s, %(agent)s)
 RETURNING user_id::text;
 
 -- name: find_credentials
--- Sessions and tokens by the hashes of their secrets, in one read for many requests.
+-- Sessions and tokens by the hashes of their secrets, in one read for many requests. A worker's token belongs to no user:
+-- in the user's place stands the token itself.
 SELECT encode(s.secret_hash, 'hex') AS secret_hash, s.user_id::text, a.email,
        extract(epoch FROM s.expires_at)::double precision AS expires_at,
-       extract(epoch FROM s.last_used_at)::double precision AS last_used_at, false AS is_token, 'write' AS scope
+       extract(epoch FROM s.last_used_at)::double precision AS last_used_at, false AS is_token, 'write' AS scope,
+       NULL::text[] AS tags, NULL::integer AS concurrency
   FROM longpoll.sessions AS s JOIN longpoll.accounts AS a USING (user_id)
  WHERE s.secret_hash = ANY (%(secret_hashes)s) AND s.expires_at > now()
 UNION ALL
 SELECT encode(t.secret_hash, 'hex'), t.user_id::text, a.email, extract(epoch FROM t.expires_at)::double precision,
-       extract(epoch FROM t.last_used_at)::double precision, true, t.scope
+       extract(epoch FROM t.last_used_at)::double precision, true, t.scope, NULL, NULL
   FROM longpoll.tokens AS t JOIN longpoll.accounts AS a USING (user_id)
- WHERE t.secret_hash = ANY (%(secret_hashes)s) AND (t.expires_at IS NULL OR t.expires_at > now());
+ WHERE t.secret_hash = ANY (%(secret_hashes)s) AND (t.expires_at IS NULL OR t.expires_at > now())
+UNION ALL
+SELECT encode(w.secret_hash, 'hex'), w.id::text, w.name, extract(epoch FROM w.expires_at)::double precision,
+       extract(epoch FROM w.last_used_at)::double precision, true, 'write', w.tags, w.concurrency
+  FROM longpoll.worker_tokens AS w
+ WHERE w.secret_hash = ANY (%(secret_hashes)s) AND (w.expires_at IS NULL OR w.expires_at > now());
 
 -- name: note_uses
 -- Puts off the end of sessions and takes note of the use of tokens. Whatever somebody else is writing just now is left out.
@@ -316,6 +323,8 @@ WITH sessions AS (
      FOR UPDATE SKIP LOCKED
 ), tokens AS (
   SELECT secret_hash FROM longpoll.tokens WHERE secret_hash = ANY (%(secret_hashes)s) FOR UPDATE SKIP LOCKED
+), worker_tokens AS (
+  SELECT secret_hash FROM longpoll.worker_tokens WHERE secret_hash = ANY (%(secret_hashes)s) FOR UPDATE SKIP LOCKED
 ), used_sessions AS (
   UPDATE longpoll.sessions AS s
      SET last_used_at = now(), expires_at = greatest(s.expires_at, now() + make_interval(secs => %(session_seconds)s))
@@ -325,9 +334,13 @@ WITH sessions AS (
   UPDATE longpoll.tokens AS t SET last_used_at = now()
     FROM tokens WHERE t.secret_hash = tokens.secret_hash
   RETURNING t.secret_hash, t.expires_at
+), used_worker_tokens AS (
+  UPDATE longpoll.worker_tokens AS w SET last_used_at = now()
+    FROM worker_tokens WHERE w.secret_hash = worker_tokens.secret_hash
+  RETURNING w.secret_hash, w.expires_at
 )
 SELECT encode(secret_hash, 'hex') AS secret_hash, extract(epoch FROM expires_at)::double precision AS expires_at
-  FROM (SELECT * FROM used_sessions UNION ALL SELECT * FROM used_tokens) AS used;
+  FROM (SELECT * FROM used_sessions UNION ALL SELECT * FROM used_tokens UNION ALL SELECT * FROM used_worker_tokens) AS used;
 
 -- name: revoke_session
 DELETE FROM longpoll.sessions WHERE secret_hash = %(secret_hash)s RETURNING user_id::text;
@@ -350,6 +363,8 @@ RETURNING encode(secret_hash, 'hex') AS secret_hash;
 -- name: expire_sessions
 DELETE FROM longpoll.tokens
  WHERE secret_hash IN (SELECT secret_hash FROM longpoll.tokens WHERE expires_at < now() FOR UPDATE SKIP LOCKED);
+DELETE FROM longpoll.worker_tokens
+ WHERE secret_hash IN (SELECT secret_hash FROM longpoll.worker_tokens WHERE expires_at < now() FOR UPDATE SKIP LOCKED);
 DELETE FROM longpoll.sessions
  WHERE secret_hash IN (SELECT secret_hash FROM longpoll.sessions WHERE expires_at < now() FOR UPDATE SKIP LOCKED)
 RETURNING user_id::text;
@@ -375,6 +390,20 @@ SELECT id::text, name, scope, created_at, expires_at, last_used_at
 -- name: revoke_token
 DELETE FROM longpoll.tokens WHERE id::text = %(id)s AND user_id = %(user_id)s
 RETURNING encode(secret_hash, 'hex') AS secret_hash;
+
+-- name: create_worker_token
+INSERT INTO longpoll.worker_tokens (secret_hash, name, tags, concurrency, expires_at)
+VALUES (%(secret_hash)s, %(name)s, %(tags)s, %(concurrency)s, %(expires_at)s)
+RETURNING id::text, name, tags, concurrency, created_at, expires_at, last_used_at;
+
+-- name: list_worker_tokens
+SELECT id::text, name, tags, concurrency, created_at, expires_at, last_used_at
+  FROM longpoll.worker_tokens
+ ORDER BY created_at DESC, id DESC
+ LIMIT %(most)s;
+
+-- name: revoke_worker_token
+DELETE FROM longpoll.worker_tokens WHERE id::text = %(id)s RETURNING name;
 
 -- name: delete_account
 SELECT longpoll.delete_account(%(user_id)s) AS task_id;
@@ -438,7 +467,7 @@ SELECT 'Postgres (max_connections, less what is reserved)',
 -- name: tables_without_row_security
 SELECT format('%I.%I', schemaname, tablename) AS relation
   FROM pg_tables
- WHERE (schemaname = 'longpoll' AND tablename IN ('accounts', 'sessions', 'tokens')
+ WHERE (schemaname = 'longpoll' AND tablename IN ('accounts', 'sessions', 'tokens', 'worker_tokens')
         OR schemaname = 'public' AND tablename = 'image_generations')
    AND NOT rowsecurity
  ORDER BY relation;

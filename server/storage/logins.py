@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from server.storage.grants import WorkerGrant
 from server.storage.users import User
 
 # How often it is written down that a session or a token is used: rarely, and never on the way of a request.
@@ -29,9 +30,21 @@ class Login:
         proven: whether its revocation would be heard.
         use_due_at: when its use is to be written down next, in seconds since 1970.
         cookie_due: whether the browser's cookie is to be given the new end of the session.
+        worker: what it is good for if it is a worker's token. Then there is no user, and `user` names the token.
     """
 
-    __slots__ = ("cookie_due", "expires_at", "is_token", "key", "proven", "read_at", "scope", "use_due_at", "user")
+    __slots__ = (
+        "cookie_due",
+        "expires_at",
+        "is_token",
+        "key",
+        "proven",
+        "read_at",
+        "scope",
+        "use_due_at",
+        "user",
+        "worker",
+    )
 
     def __init__(self, key: str, user: User) -> None:
         """Begin as a session without an end; whoever reads the row fills in the rest."""
@@ -44,3 +57,4 @@ class Login:
         self.proven = False
         self.use_due_at = 0.0
         self.cookie_due = True
+        self.worker: WorkerGrant | None = None

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from server.errors import DatabaseUnavailable, StorageError
 from server.storage.database import Database
+from server.storage.grants import WorkerGrant
 from server.storage.logins import Login, Scope
 from server.storage.users import User
 from server.storage.uses import Uses
@@ -30,6 +31,8 @@ _PATIENCE_SECONDS: Final = 0.5
 # Of one user; the oldest gives way to a new one.
 MOST_SESSIONS: Final = 100
 TOKEN_PREFIX: Final = "lp_"  # noqa: S105 - lets secret scanners recognise a leaked one
+WORKER_TOKEN_PREFIX: Final = "lpw_"  # noqa: S105
+TOKEN_PREFIXES: Final = (TOKEN_PREFIX, WORKER_TOKEN_PREFIX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class _Credential:
     last_used_at: float | None
     is_token: bool
     scope: str
+    tags: list[str] | None
+    concurrency: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +318,8 @@ class Sessions:
             login.user = User(row.user_id, row.email)
         login.expires_at = float("inf") if row.expires_at is None else row.expires_at
         login.is_token, login.scope = row.is_token, Scope(row.scope)
+        if row.tags is not None:
+            login.worker = WorkerGrant(row.user_id, row.email, frozenset(row.tags), row.concurrency or 0)
         login.use_due_at = self._uses.due_after(row.last_used_at, is_token=row.is_token)
 
 

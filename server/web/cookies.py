@@ -10,7 +10,7 @@ from aiohttp_session import AbstractStorage, Session
 
 from server.protocol import heads
 from server.storage.logins import Login
-from server.storage.sessions import TOKEN_PREFIX, Sessions
+from server.storage.sessions import TOKEN_PREFIXES, Sessions
 from server.storage.users import User
 
 USER_ID: Final = "user_id"
@@ -55,7 +55,7 @@ class CookieSessions(AbstractStorage):
     async def load_session(self, request: web.Request) -> Session:
         """Return the session that the cookie stands for, or an empty one."""
         secret = self.load_cookie(request)
-        if secret and secret.startswith(TOKEN_PREFIX):
+        if secret and secret.startswith(TOKEN_PREFIXES):
             secret = None  # a bearer token, which no logout would end
         login = await self._sessions.find(secret) if secret else None
         if login is None:

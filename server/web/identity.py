@@ -1,13 +1,21 @@
-"""Authentication and authorization: the user of a bearer token or a cookie session, and the token's scope."""
+"""Authentication and authorization: the user of a bearer token or a cookie session, the token's scope, a worker's token."""
 
 from __future__ import annotations
 
 from aiohttp import web
 from aiohttp_session import get_session
 
-from server.errors import NotSignedIn, OtherUser, ScopeTooNarrow, SessionRequired
+from server.errors import (
+    NotSignedIn,
+    OtherUser,
+    ScopeTooNarrow,
+    SessionRequired,
+    WorkerTokenRefused,
+    WorkerTokenRequired,
+)
+from server.storage.grants import WorkerGrant
 from server.storage.logins import Login, Scope
-from server.storage.sessions import TOKEN_PREFIX
+from server.storage.sessions import TOKEN_PREFIXES
 from server.storage.users import User
 from server.web.cookies import LOGIN
 from server.web.keys import RECORD, SESSIONS, USER
@@ -24,6 +32,7 @@ async def signed_in_user(request: web.Request) -> User:
         NotSignedIn: there is neither a live session nor a valid token.
         OtherUser: there is one, but of another user than the client names.
         ScopeTooNarrow: there is a token that may only read, and this request doesn't.
+        WorkerTokenRefused: there is a worker's token.
     """
     return (await signed_in(request)).user
 
@@ -33,6 +42,9 @@ async def signed_in(request: web.Request) -> Login:
     login = await _find_login(request)
     if login is None:
         raise NotSignedIn
+    if login.worker is not None:
+        raise WorkerTokenRefused("It is for /api/work/ alone. Log in, or make a token on the page /account.")
+    _check_scope(login, request)
     check_expected(login.user, request.headers.get(EXPECTED_USER))
     return login
 
@@ -56,28 +68,51 @@ def check_expected(user: User, expected: str | None) -> None:
         raise OtherUser("This was asked for another user than the one who is logged in now; nothing was done.")
 
 
+async def working(request: web.Request) -> tuple[Login, WorkerGrant]:
+    """Return the login of a worker's token, and what it is good for. Every handler below /api/work/ calls this.
+
+    Raises:
+        NotSignedIn: there is no valid token, and nobody who is logged in.
+        WorkerTokenRequired: there is a user, who may not work.
+    """
+    login = await _find_login(request)
+    if login is None:
+        raise NotSignedIn("Send a worker's token: Authorization: Bearer lpw_…")
+    if login.worker is None:
+        raise WorkerTokenRequired(
+            "Send a worker's token, which an operator makes: python -m server token worker make NAME"
+        )
+    return login, login.worker
+
+
 async def find_user(request: web.Request) -> User | None:
-    """Return the user, or None for a stranger. A token that isn't valid isn't made up for by a cookie.
+    """Return the user, or None for a stranger, as workers are. A token that isn't valid isn't made up for by a cookie.
 
     Raises:
         ScopeTooNarrow: as `signed_in_user` does.
     """
     login = await _find_login(request)
-    return None if login is None else login.user
+    if login is None or login.worker is not None:
+        return None
+    _check_scope(login, request)
+    return login.user
 
 
 async def _find_login(request: web.Request) -> Login | None:
     secret = _bearer_secret(request)
     if secret is not None:
         # A session's secret is for its cookie alone: what scripts may use is listed, and revocable, as a token.
-        login = await request.app[SESSIONS].find(secret) if secret.startswith(TOKEN_PREFIX) else None
+        login = await request.app[SESSIONS].find(secret) if secret.startswith(TOKEN_PREFIXES) else None
     else:
         session = await get_session(request)
         login = None if session.empty else request.get(LOGIN)
-    note_user(request, None if login is None else login.user)
-    if login is not None and login.scope is Scope.READ and request.method not in _READING:
-        raise ScopeTooNarrow("Make one whose scope is write.")
+    note_user(request, None if login is None or login.worker is not None else login.user)
     return login
+
+
+def _check_scope(login: Login, request: web.Request) -> None:
+    if login.scope is Scope.READ and request.method not in _READING:
+        raise ScopeTooNarrow("Make one whose scope is write.")
 
 
 def note_user(request: web.Request, user: User | None) -> None:

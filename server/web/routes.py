@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from server.web.handlers import account, account_page, docs, login, ops, pages, status, tasks, tokens, user
+from server.web.handlers import account, account_page, docs, login, ops, pages, status, tasks, tokens, user, work
 
 ROUTES = [
     web.get("/", pages.generate),
@@ -26,6 +26,7 @@ ROUTES = [
     web.get("/api/generate/tasks", tasks.listing),
     web.delete("/api/generate/tasks/{task_id}", tasks.delete),
     web.get("/api/generate/tasks/{task_id}/image", tasks.image),
+    web.get("/api/work/token", work.token),
     web.post("/api/auth/register", login.register),
     web.post("/api/auth/login", login.log_in),
     web.post("/api/auth/logout", login.log_out),

@@ -17,7 +17,10 @@ shared_dsn, dsn = rows.shared_dsn, rows.dsn
 
 TABLE = "public.image_generations"
 Denied = psycopg2.errors.InsufficientPrivilege
-PRIVATE_TABLES = ("longpoll.accounts", "longpoll.sessions", "longpoll.tokens", "longpoll.migrations", "auth.users")
+PRIVATE_TABLES = (
+    "longpoll.accounts", "longpoll.sessions", "longpoll.tokens", "longpoll.worker_tokens",
+    "longpoll.migrations", "auth.users",
+)  # fmt: skip
 FUNCTIONS_OF_THE_SERVICE = ("public.cleanup_old_generations()", "longpoll.register_account('a@b.c', 'hash')")
 
 

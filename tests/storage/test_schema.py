@@ -214,7 +214,18 @@ def test_no_index_holds_what_progress_or_a_lease_changes(sql: Sql) -> None:
             "   AND (a.attnum = ANY (i.indkey) OR pg_get_expr(i.indpred, i.indrelid) ~ ('\\m' || a.attname || '\\M'))"
         )
     }
-    once = {"id", "task_id", "user_id", "status", "created_at", "finished_at", "idempotency_key", "priority", "turn"}
+    once = {
+        "id",
+        "task_id",
+        "user_id",
+        "type",
+        "status",
+        "created_at",
+        "finished_at",
+        "idempotency_key",
+        "priority",
+        "turn",
+    }
     assert indexed == once | {"run_after"}  # changes only together with the status
 
 

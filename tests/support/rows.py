@@ -30,7 +30,7 @@ def dsn(shared_dsn: str) -> str:
     execute(
         shared_dsn,
         "SET session_replication_role = replica; DELETE FROM public.image_generations; DELETE FROM longpoll.sessions;"
-        " DELETE FROM longpoll.tokens; DELETE FROM longpoll.accounts; DELETE FROM auth.users",
+        " DELETE FROM longpoll.tokens; DELETE FROM longpoll.worker_tokens; DELETE FROM longpoll.accounts; DELETE FROM auth.users",
     )
     return shared_dsn
 

@@ -11,6 +11,7 @@ from server.web.routes import ROUTES
 from tests.support.people import Person
 from tests.support.postgres import Sql
 from tests.support.raw_http import connect_to, status_request
+from tests.web.test_routes import WORK
 from tests.web.test_tasks import form
 
 PAGE = {"Accept": "text/html"}
@@ -38,7 +39,9 @@ def routes() -> list[tuple[str, str]]:
     return [
         (method, path)
         for method, path in found
-        if path not in public and (method, path) not in {("POST", "/"), ("POST", "/account")}
+        if path not in public
+        and not path.startswith(WORK)
+        and (method, path) not in {("POST", "/"), ("POST", "/account")}
     ]
 
 

@@ -9,7 +9,7 @@ from server import __version__
 from server.config import Config
 from server.storage.retention import retention
 from server.web.cookies import bare_name
-from server.web.openapi import accounts, parameters, site, waiting
+from server.web.openapi import accounts, parameters, site, waiting, work
 from server.web.openapi.parts import Json
 from server.web.openapi.schemas import schemas
 
@@ -45,6 +45,7 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
         "tags": [
             {"name": "Waiting", "description": "The requests that are held."},
             {"name": "Tasks", "description": "Pictures and their orders."},
+            {"name": "Work", "description": "For workers: machines that make the pictures, with a token of their own."},
             {"name": "Accounts", "description": "Who you are: a cookie for browsers, a token for scripts."},
             {"name": "Operation", "description": "For operators and load balancers."},
             {"name": "Pages", "description": "For people."},
@@ -64,6 +65,11 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
                     " name, so that other sites on the same host leave it alone; both names are read.",
                 },
                 "token": {"type": "http", "scheme": "bearer", "description": "A token of `/api/auth/tokens`."},
+                "worker": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "A worker's token, which an operator makes. It is good for `/api/work/` alone.",
+                },
             },
         },
     }
@@ -72,7 +78,7 @@ def describe(config: Config, *, secure: bool, client_timeout_seconds: float) -> 
 # The settings of a server don't show in these two: they are made once, however many servers a process has.
 @cache
 def _paths() -> Json:
-    return {**waiting.paths(), **accounts.paths(), **site.paths()}
+    return {**waiting.paths(), **work.paths(), **accounts.paths(), **site.paths()}
 
 
 @cache

@@ -19,6 +19,8 @@ from server.errors import (
     TooManyRequests,
     Unavailable,
     UriTooLong,
+    WorkerTokenRefused,
+    WorkerTokenRequired,
 )
 from server.protocol.replies import JSON, PROBLEM_JSON
 
@@ -116,20 +118,24 @@ def operation(
     takes: Sequence[Json] = (),
     body: Json | None = None,
     public: bool = False,
+    works: bool = False,
     changes: bool = False,
     counted: bool = False,
     html: bool = False,
 ) -> Json:
     """Describe one method of one URL.
 
-    `changes`: pages of other sites may not; `counted`: there is a limit on how often; `html`: errors are pages for people.
+    `public`: for anybody, and `works`: for workers, not for users; `changes`: pages of other sites may not; `counted`: there is a limit on how often; `html`: errors are pages for people.
     """
+    for_users = not public and not works
     refused = [
         BadRequest,
         *refused,
-        *([] if public else [NotSignedIn, OtherUser]),
+        *([] if public else [NotSignedIn]),
+        *([OtherUser, WorkerTokenRefused] if for_users else []),
+        *([WorkerTokenRequired] if works else []),
         *([CrossOrigin] if changes else []),
-        *([ScopeTooNarrow] if changes and not public else []),
+        *([ScopeTooNarrow] if changes and for_users else []),
         *([TooManyRequests] if counted else []),
         Unavailable,
     ]
@@ -140,13 +146,15 @@ def operation(
         "description": description,
         "responses": {**replies, **refusals(refused, html=html), "default": anything_else(html=html)},
     }
-    takes = [*takes, *([] if public else parameters("Expected-User"))]
+    takes = [*takes, *(parameters("Expected-User") if for_users else [])]
     if takes:
         made["parameters"] = takes
     if body is not None:
         made["requestBody"] = body
     if public:
         made["security"] = []
+    if works:
+        made["security"] = [{"worker": []}]
     return made
 
 

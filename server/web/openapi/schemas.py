@@ -8,6 +8,7 @@ from typing import Final
 from server.errors import Problem
 from server.generation.generator import DEFAULT_SIZE, SIZES
 from server.protocol.replies import LONGEST_RETRY_AFTER_MS
+from server.storage.grants import TAGS
 from server.storage.logins import Scope
 from server.storage.passwords import MAX_PASSWORD, MIN_PASSWORD
 from server.storage.tasks import PRIORITIES, STATUSES
@@ -68,6 +69,7 @@ def schemas() -> Json:
         "Token": _object(_token()),
         "NewToken": _object({"token": _said(_TEXT, "The secret: shown this once."), **_token()}),
         "TokenPage": _object({"items": _list(schema("Token")), "nextCursor": _or_null(_TEXT)}),
+        "WorkerToken": _object(_worker_token()),
         "Problem": _problem(),
         "Health": _object({"status": {"enum": ["ok", "failing"]}, "dead": _list(_TEXT)}),
         "Checks": _object({"listener": _FLAG, "background": _FLAG, "pictures": _FLAG, "accepting": _FLAG}),
@@ -273,6 +275,16 @@ def _token() -> Json:
         "createdAt": _MOMENT,
         "expiresAt": _said(_or_null(_MOMENT), "null: it has no end."),
         "lastUsedAt": _said(_or_null(_MOMENT), "Give or take an hour; null: not yet."),
+    }
+
+
+def _worker_token() -> Json:
+    return {
+        "id": {"type": "string", "format": "uuid"},
+        "name": _TEXT,
+        "tags": _said(_list({"enum": list(TAGS)}), "What kinds of tasks may be claimed."),
+        "concurrency": {"type": "integer", "minimum": 1, "description": "How many tasks may be held at a time."},
+        "expiresAt": _said(_or_null(_MOMENT), "null: it has no end."),
     }
 
 

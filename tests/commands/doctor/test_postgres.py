@@ -100,7 +100,14 @@ async def test_an_admin_dsn_that_leads_nowhere_is_named(examined: Examine) -> No
 
 
 @pytest.mark.parametrize(
-    "table", ["public.image_generations", "longpoll.accounts", "longpoll.sessions", "longpoll.tokens"]
+    "table",
+    [
+        "public.image_generations",
+        "longpoll.accounts",
+        "longpoll.sessions",
+        "longpoll.tokens",
+        "longpoll.worker_tokens",
+    ],
 )
 async def test_row_security_that_is_off_is_told(examined: Examine, sql: Sql, table: str) -> None:
     sql(f"ALTER TABLE {table} DISABLE ROW LEVEL SECURITY")
