@@ -52,6 +52,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(item.path.relative_to(here).parts[0])
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run groups of tests apart: a browser a process and faults side by side are slow, and fail by chance.
+
+    Raises:
+        RuntimeError: pytest-xdist was told to keep groups together and has named none, as with a pytest it doesn't know.
+    """
+    if not getattr(session.config.option, "loadgroup", False):
+        return
+    for item in session.items:
+        if item.get_closest_marker("xdist_group") and "@" not in item.nodeid.rpartition("]")[2]:
+            raise RuntimeError(f"pytest-xdist has not put {item.nodeid} into its group: its pytest is another one")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def enough_descriptors() -> None:
     """As the server does at its start: some tests hold thousands of connections."""

@@ -230,6 +230,12 @@ class Connection(asyncio.Protocol):
         if poll is not None and self._record is not None:
             self._record.held = CLIENT_GONE, poll.abandon(), ()
 
+    def withdraw(self) -> None:
+        """Have the poll forgotten before it is parked: its request failed behind the handler, and is answered there."""
+        poll, self._poll, self._record = self._poll, None, None
+        if poll is not None:
+            poll.abandon()
+
     def _end_unheard(self) -> None:
         self.abandon()
         record, self._record = self._record, None

@@ -71,6 +71,8 @@ def observe(
                 response = await handler(request)
                 await _prepare(request, response, secure=secure)
             except Exception as error:  # noqa: BLE001 - whatever it was, the client is answered
+                if CONNECTION in request:
+                    request[CONNECTION].withdraw()  # to be parked, had not somebody between us and the handler failed
                 status = Problem.status  # unless that answer can be made
                 response = await _reply_to(error, request, request_log.metrics)
                 await _prepare(request, response, secure=secure)

@@ -142,6 +142,35 @@ async def test_a_poll_that_ends_before_its_connection_is_parked_is_closed(
     await until(lambda: alice.metric("longpoll_http_requests_total", **codes) == 1)
 
 
+async def test_a_poll_whose_request_fails_before_it_is_parked_is_answered_once_and_forgotten(
+    start: Start, enter: Enter, sql: Sql, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds no place of its user's, and no change that comes later answers it again."""
+
+    @web.middleware
+    async def fail(request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        if response is parking.PARKED:
+            raise RuntimeError("the session can't be saved")
+        return response
+
+    monkeypatch.setattr("server.web.middlewares.guard", lambda *_: fail)
+    alice = await enter(await start())
+    task_id = await alice.create()
+    codes = {"route": "/api/generate/status", "method": "GET"}
+    async with asyncio.timeout(20), connect_to(alice) as connection:
+        await connection.send(status_request(alice, task_id, version=1))
+        assert (await connection.reply()).status == 500
+        assert alice.held == 0
+        sql(PROCESSING)
+        await connection.send(status_request(alice, task_id, version=0))
+        assert (await connection.reply()).status == 200
+    await until(lambda: alice.metric("longpoll_http_requests_total", code="200", **codes) == 1)
+    assert alice.metric("longpoll_http_requests_total", code="500", **codes) == 1
+    assert alice.metric("longpoll_http_requests_total", code="499", **codes) == 0
+    assert alice.metric("longpoll_polls_total", outcome="client_gone") == 0
+
+
 @pytest.mark.parametrize(("module", "broken"), [(replies, "StateReply"), (parking, "SharedReply")])
 async def test_a_wake_that_fails_is_a_500_for_one_and_nothing_for_the_others(
     alice: Person, sql: Sql, monkeypatch: pytest.MonkeyPatch, module: ModuleType, broken: str
